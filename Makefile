@@ -1,0 +1,50 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help setup demo test test-all lint docs bench clean
+
+help:
+	@echo "make demo      set up .venv, pretrain a small GPT-2 on the embedded text, generate from it"
+	@echo "make test      set up .venv, lint, type-check, run the tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make bench     run the benchmarks (benchmarks/README.md)"
+	@echo "make lint      ruff and mypy alone"
+	@echo "make docs      write the generated pages in docs/ anew"
+	@echo "make clean     remove .venv and caches; runs/ stays"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("gptcli needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/gptcli pretrain --config configs/pretrain/demo.yaml --output-dir runs/demo --overwrite
+	$(BIN)/gptcli generate "I love programming because" --model runs/demo/model --max-length 100 --temperature 0.7 --seed 1
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+test-all: lint
+	$(BIN)/pytest -m ''
+
+docs: $(READY)
+	$(BIN)/python -m gptcli.config.describing docs
+
+bench: $(READY)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/tinyshakespeare.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

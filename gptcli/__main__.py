@@ -1,0 +1,5 @@
+"""`python -m gptcli` is the `gptcli` command."""
+
+from gptcli.cli import main
+
+main()

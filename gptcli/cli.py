@@ -1,0 +1,111 @@
+"""The Typer app: one line a command. A GptcliError becomes its one line and its exit code."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+import typer.exceptions
+
+from gptcli import __version__, console
+from gptcli.commands.generate import generate
+from gptcli.commands.pretrain import pretrain
+from gptcli.errors import ExitCode, GptcliError
+
+# Plain help: drawing it with rich would take twice as long as all the rest of `gptcli --help`.
+app = typer.Typer(
+    name="gptcli",
+    help="Turn raw text into a GPT-2 of your own: pretrain it, then generate from it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        code = app(standalone_mode=False, prog_name="gptcli")
+    except typer.exceptions.TyperException as error:  # An unknown option or command, a wrong type.
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "gptcli"
+        console.report_error(f"{error.format_message()} See `{command} --help`.")
+        code = ExitCode.USAGE
+    sys.exit(code or ExitCode.DONE)
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with every exception turned into an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (KeyboardInterrupt, Exception) as error:
+            if os.environ.get("GPTCLI_DEBUG") == "1" and not isinstance(error, typer.Exit):
+                traceback.print_exc()
+            raise typer.Exit(_exit_code(error)) from error
+
+    return run
+
+
+def _exit_code(error: BaseException) -> int:
+    """Say what happened, if anything is to be said, and return the exit code for it."""
+    match error:
+        case typer.Exit():
+            return error.exit_code
+        case GptcliError():
+            console.report_error(str(error))
+            return error.exit_code
+        case KeyboardInterrupt():
+            console.say("Interrupted.")
+            return ExitCode.CTRL_C
+        case BrokenPipeError():
+            # `gptcli ... | head` has read enough.
+            console.quiet_stdout()
+            return ExitCode.DONE
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            where = f" ({error.filename})" if error.filename else ""
+            console.report_error(f"The disk is full{where}. Free some space and run this again.")
+            return ExitCode.ENVIRONMENT
+        case MemoryError():
+            console.report_error("Out of memory. Try a smaller training.micro_batch_size or model.")
+            return ExitCode.ENVIRONMENT
+    # Matched by name, so that saying this does not import torch.
+    if type(error).__name__ == "OutOfMemoryError":
+        console.report_error(
+            "The device is out of memory. Try a smaller training.micro_batch_size, "
+            "model.context_length or model."
+        )
+        return ExitCode.ENVIRONMENT
+    console.report_error(
+        f"This is a bug in gptcli: {type(error).__name__}: {error} "
+        "(GPTCLI_DEBUG=1 shows where; please report it)".replace("\n", " ")
+    )
+    return ExitCode.BUG
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        console.write_result(f"gptcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+for _command in (pretrain, generate):
+    app.command()(_guarded(_command))

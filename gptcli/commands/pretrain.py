@@ -1,0 +1,137 @@
+"""`gptcli pretrain`: train a GPT-2 from scratch on your text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gptcli import console
+
+if TYPE_CHECKING:
+    from gptcli.pipelines.pretrain import Event, PretrainResult
+
+
+def pretrain(
+    config: Path = typer.Option(..., "--config", "-c", help="YAML file with the settings."),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
+    ),
+    output_dir: Path | None = typer.Option(
+        None, "--output-dir", "-o", help="Run folder; runs/NAME for configs/.../NAME.yaml if not given."
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Continue from the newest checkpoint."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in the run folder."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Check settings and data, show what would be done, and stop."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Train a GPT-2 from scratch on your text.
+
+    The model is in RUN/model at the end: the best by evaluation, else the last.
+    """
+    from gptcli.config.loading import load_settings
+
+    settings = load_settings(config, assignments)
+    if output_dir is None:
+        output_dir = _default_output_dir(config)
+
+    from gptcli.pipelines.pretrain import run_pretraining
+
+    with console.ProgressDisplay() as display:
+        renderer = _Renderer(display)
+        result = run_pretraining(
+            settings,
+            output_dir,
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            notify=renderer.show,
+        )
+    _show_result(result)
+    if as_json:
+        console.write_json(asdict(result))
+
+
+def _default_output_dir(config: Path) -> Path:
+    """Return runs/NAME for NAME.yaml; for the config.yaml of a run folder, that folder."""
+    if config.name == "config.yaml" and (config.parent / "run.json").is_file():
+        return config.parent
+    return Path("runs") / config.stem
+
+
+class _Renderer:
+    """Shows the events of a run."""
+
+    def __init__(self, display: console.ProgressDisplay) -> None:
+        self._display = display
+        self._stage = ""
+        self._tokens_per_second = 0.0
+
+    def show(self, event: Event) -> None:
+        from gptcli.data.preparation import PreparationProgress
+        from gptcli.pipelines.pretrain import Evaluated, Note, Saved, Started
+        from gptcli.training.loop import StepDone
+
+        display = self._display
+        match event:
+            case Note(text, is_warning):
+                display.say(f"Warning: {text}" if is_warning else text)
+            case PreparationProgress(stage, bytes_done, bytes_total):
+                if stage != self._stage:
+                    self._stage = stage
+                    display.start(stage.capitalize(), bytes_total)
+                display.update(bytes_done, f"{bytes_done / 1e6:,.1f} MB" if bytes_done else "")
+            case Started():
+                display.say(
+                    f"Training {event.parameters:,} parameters for {event.max_steps:,} steps "
+                    f"({event.steps_per_epoch:,.1f} steps an epoch)."
+                )
+                display.start("Training", event.max_steps, event.step)
+            case StepDone():
+                speed = event.tokens / event.seconds
+                # An average over about the last ten steps: single steps are noisy.
+                before = self._tokens_per_second or speed
+                self._tokens_per_second = 0.9 * before + 0.1 * speed
+                display.update(
+                    event.step, f"loss {event.loss:.3f}  {self._tokens_per_second:,.0f} tokens/s"
+                )
+            case Evaluated(step, score, is_best):
+                display.say(
+                    f"Step {step}: validation loss {score.loss:.4f}, perplexity "
+                    f"{score.perplexity:,.2f}, {score.bits_per_byte:.4f} bits per byte"
+                    f"{' (best)' if is_best else ''}."
+                )
+            case Saved(path):
+                display.say(f"Saved {path}.")
+
+
+def _show_result(result: PretrainResult) -> None:
+    facts = [
+        ("parameters", f"{result.parameters:,}"),
+        ("training text", f"{result.train_tokens:,} tokens, {result.epochs:.1f} times"),
+        ("held-out text", f"{result.validation_tokens:,} tokens"),
+    ]
+    if result.model is None:
+        console.show_facts("Settings and data are fine; this run would have:", facts)
+        return
+    facts.append(("trained", f"{result.step:,} steps in {console.duration(result.training_seconds)}"))
+    if result.evaluation:
+        best = result.evaluation
+        facts.append(
+            (
+                "best evaluation",
+                f"loss {best['loss']:.4f}, perplexity {best['perplexity']:,.2f}, "
+                f"{best['bits_per_byte']:.4f} bits per byte (step {best['step']})",
+            )
+        )
+    if result.ended == "already finished":
+        console.say("This run has already finished; more training.max_steps would continue it.")
+    console.show_facts(f"The model is in {result.model}", facts)
+    console.say("Try next:")
+    prompt = '"Once upon a time"'
+    console.say(f"  gptcli generate {prompt} --model {result.model} --temperature 0.8")
+    console.say(f"  gptcli generate --input prompts.txt --model {result.model} --output texts.jsonl")

@@ -1,0 +1,305 @@
+"""Every setting, with its unit, bounds, default and help.
+
+This is the only place where a setting or a default is defined: the command reference, the resolved
+`config.yaml` and the error messages are all made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# n_layer, n_head, n_embd, context_length. The last four are the shapes that OpenAI published.
+NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (2, 2, 64, 128),
+    "mini": (4, 4, 256, 256),
+    "small": (12, 12, 768, 1024),
+    "medium": (24, 16, 1024, 1024),
+    "large": (36, 20, 1280, 1024),
+    "xl": (48, 25, 1600, 1024),
+}
+SizeName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
+
+# Largest seed that every generator involved accepts.
+MAX_SEED = 2**32 - 1
+
+
+class Section(BaseModel):
+    """Strict: no unknown keys, no silent conversion ("3" is not 3), no infinities, no change later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _auto_or_positive(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("it must be auto or a whole number of at least 1")
+
+
+AutoOrPositive = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_positive)]
+
+
+def _device_name(value: object) -> object:
+    if isinstance(value, str):
+        kind, _, number = value.partition(":")
+        if value in ("auto", "cpu", "mps", "cuda") or (kind == "cuda" and number.isdecimal()):
+            return value
+    raise ValueError("it must be auto, cpu, cuda, cuda:N or mps")
+
+
+def _sources(value: object) -> object:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
+        return value
+    raise ValueError("it must be a path, a glob, a data set name, or a list of them")
+
+
+class ModelSettings(Section):
+    """The shape of the GPT-2: a named size, explicit numbers, or a size with some numbers changed."""
+
+    size: SizeName | None = Field(
+        None,
+        description="Named shape; small, medium, large and xl are the published GPT-2 shapes. "
+        "Without it, n_layer, n_head, n_embd and context_length are all needed.",
+    )
+    n_layer: int | None = Field(None, ge=1, le=1000, description="Transformer blocks.")
+    n_head: int | None = Field(None, ge=1, le=1000, description="Attention heads a block.")
+    n_embd: int | None = Field(
+        None, ge=1, le=100_000, description="Width of the hidden states; a multiple of n_head."
+    )
+    context_length: int | None = Field(
+        None, ge=2, le=1_000_000, description="Most tokens that the model sees at once."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropping an activation.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_from_size(cls, value: object) -> object:
+        if isinstance(value, str):  # `model: small` is short for `model: {size: small}`.
+            value = {"size": value}
+        if not isinstance(value, dict):
+            return value
+        if value.get("size") is None and not {"n_layer", "n_head", "n_embd"} & value.keys():
+            value = {**value, "size": "mini"}
+        size = value.get("size")
+        if isinstance(size, str) and size in NAMED_SIZES:
+            names = ("n_layer", "n_head", "n_embd", "context_length")
+            shape = dict(zip(names, NAMED_SIZES[size], strict=True))
+            value = shape | {key: item for key, item in value.items() if item is not None}
+        return value
+
+    @model_validator(mode="after")
+    def _is_a_whole_shape(self) -> Self:
+        if self.n_layer is None or self.n_head is None or self.n_embd is None:
+            raise ValueError("without model.size it must give n_layer, n_head and n_embd")
+        if self.context_length is None:
+            raise ValueError("without model.size it must give context_length")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: "
+                "every head needs the same width"
+            )
+        return self
+
+
+class TokenizerTraining(Section):
+    vocab_size: int = Field(
+        8192,
+        ge=257,
+        le=1_000_000,
+        description="Tokens in the vocabulary, the 256 bytes and end-of-text included.",
+    )
+    sample_megabytes: int = Field(
+        512,
+        ge=1,
+        description="At most this much of the training text, from its start, is learnt from: "
+        "it bounds the memory.",
+    )
+
+
+class TokenizerSettings(Section):
+    """An existing tokenizer (`tokenizer: gpt2`, or a folder), or one trained on the training text."""
+
+    name: str | None = Field(None, min_length=1, description="Hub name or folder of a tokenizer.")
+    train: TokenizerTraining | None = Field(
+        None, description="Train a byte-level BPE on the training text."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_name(cls, value: object) -> object:
+        if isinstance(value, str):  # `tokenizer: gpt2` is short for `tokenizer: {name: gpt2}`.
+            return {"name": value}
+        if isinstance(value, dict) and not any(value.get(key) for key in value):
+            return {"train": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_of_the_two(self) -> Self:
+        if (self.name is None) == (self.train is None):
+            raise ValueError("it must be a name, a folder, or train: {vocab_size: N}, not both")
+        return self
+
+
+class ColumnSettings(Section):
+    text: str = Field("text", min_length=1, description="Column (or JSON key) that holds the text.")
+
+
+class DataSettings(Section):
+    """Where the text comes from and which part of it is held out."""
+
+    source: Annotated[str | list[str], BeforeValidator(_sources)] = Field(
+        "builtin:python-docs",
+        description="File, folder, glob, hub data set, builtin:python-docs, or a list of them.",
+    )
+    columns: ColumnSettings = ColumnSettings()
+    encoding: str = Field("utf-8", min_length=1, description="Encoding of text, CSV and JSONL files.")
+    encoding_errors: Literal["strict", "replace"] = Field(
+        "strict", description="strict stops at an undecodable byte; replace counts it and goes on."
+    )
+    text_unit: Literal["file", "line"] = Field(
+        "file",
+        description="What is one document in a .txt or .md file: the file, or each line. "
+        "A literal <|endoftext|> always ends a document.",
+    )
+    hub_subset: str | None = Field(None, description="Subset (configuration) of a hub data set.")
+    hub_split: str = Field("train", min_length=1, description="Split of a hub data set to read.")
+    validation_source: Annotated[str | list[str], BeforeValidator(_sources)] | None = Field(
+        None, description="Held-out text of its own; validation_fraction is then not used."
+    )
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of the text that is held out; 0 holds nothing out."
+    )
+    split_by: Literal["auto", "document", "position"] = Field(
+        "auto",
+        description="document draws whole documents by runtime.seed; position holds out the end of "
+        "the text; auto takes documents unless there are too few, as in one long file.",
+    )
+    cache_dir: str | None = Field(
+        None, min_length=1, description="Folder of the token cache; ~/.cache/gptcli if not set."
+    )
+
+
+class TrainingSettings(Section):
+    """The optimizer and how long it runs."""
+
+    max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(
+        32, ge=1, le=1_000_000, description="Sequences an optimizer step, over all processes."
+    )
+    micro_batch_size: AutoOrPositive = Field(
+        "auto",
+        description="Sequences that go through the model at once; changes memory and speed only.",
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw for all weights, or muon for the matrices of the blocks and adamw for "
+        "the rest.",
+    )
+    learning_rate: float = Field(6e-4, gt=0, le=10, description="Peak learning rate.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    min_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="The cosine ends at this share of the peak."
+    )
+    weight_decay: float = Field(0.1, ge=0, le=10, description="Decay of matrices; vectors have none.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients are scaled down to this global norm; 0 turns it off."
+    )
+    save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=2, description="Newest checkpoints that are kept.")
+
+    @model_validator(mode="after")
+    def _micro_batch_fits_in_batch(self) -> Self:
+        if self.micro_batch_size != "auto" and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}"
+            )
+        return self
+
+
+class EvaluationSettings(Section):
+    """Scores on the held-out text during training."""
+
+    eval_steps: int = Field(250, ge=1, description="Steps between evaluations.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Score only the first tokens of the held-out text; all if not set."
+    )
+
+
+class GenerationSettings(Section):
+    """Defaults of `gptcli generate`. Any of temperature, top_k, top_p means sampling; none, greedy."""
+
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Most tokens after the prompt; 100 if max_length is not set either."
+    )
+    max_length: int | None = Field(None, ge=1, description="Most tokens, the prompt included.")
+    temperature: float | None = Field(
+        None, gt=0, description="Logits are divided by this; below 1 is less random."
+    )
+    top_k: int | None = Field(None, ge=1, description="Sample from the k likeliest tokens.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the fewest tokens whose probability reaches p."
+    )
+    num_return_sequences: int = Field(1, ge=1, le=10_000, description="Continuations a prompt.")
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.max_new_tokens is not None and self.max_length is not None:
+            raise ValueError(
+                "max_new_tokens (after the prompt) and max_length (prompt included) exclude each other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_sequences_are_sampled(self) -> Self:
+        if self.num_return_sequences > 1 and not self.is_sampling:
+            raise ValueError(
+                f"num_return_sequences {self.num_return_sequences} without temperature, top_k or "
+                "top_p: greedy decoding gives the same text each time"
+            )
+        return self
+
+    @property
+    def is_sampling(self) -> bool:
+        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+
+
+class RuntimeSettings(Section):
+    """Hardware and reproducibility."""
+
+    device: Annotated[str, BeforeValidator(_device_name)] = Field(
+        "auto", description="auto, cpu, cuda, cuda:N or mps; auto takes the fastest that is there."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Number format of matrix products; weights stay in float32 for training."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads; torch's own choice if not set."
+    )
+    seed: int = Field(
+        42, ge=0, le=MAX_SEED, description="Decides initial weights, batches, dropout and the split."
+    )
+
+
+class LoggingSettings(Section):
+    log_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+
+
+class Settings(Section):
+    """One file for every command; a command ignores the sections that are not its own."""
+
+    task: Literal["language-modelling"] = Field(
+        "language-modelling", description="What the model learns."
+    )
+    model: ModelSettings = ModelSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    generation: GenerationSettings = GenerationSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    logging: LoggingSettings = LoggingSettings()

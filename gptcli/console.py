@@ -1,0 +1,160 @@
+"""The only module that prints. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+SECONDS_BETWEEN_LINES = 10.0
+
+# C0 and C1 control characters except tab and newline: they can move the cursor or rewrite the screen.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def write_result(text: str, *, end: str = "\n") -> None:
+    """Write text to stdout at once; control characters are made visible if stdout is a terminal."""
+    if sys.stdout.isatty():
+        text = visible(text)
+    # Text may hold half a surrogate pair, which no encoding can write.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write((text + end).encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON object on one line of stdout."""
+    write_result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str = "") -> None:
+    """Write a line to stderr."""
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    say(f"Warning: {text}")
+
+
+def report_error(text: str) -> None:
+    for line in text.splitlines():
+        say(f"Error: {line}")
+
+
+def visible(text: str) -> str:
+    """Return text with control characters written out, such as \\x1b."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def show_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """Write named facts to stderr, one a line, aligned."""
+    rows = list(facts)
+    width = max(len(name) for name, _ in rows)
+    say(title)
+    for name, value in rows:
+        say(f"  {name:<{width}}  {value}")
+
+
+def quiet_stdout() -> None:
+    """Let nothing more be written to stdout: its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ProgressDisplay:
+    """A bar on a terminal; elsewhere a plain line now and then. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._console: Console | None = None
+        self._progress: Progress | None = None
+        self._bar: Any = None
+        self._last_line = 0.0
+        self._started = 0.0
+        self._first = 0
+        self._total: int | None = None
+        self._title = ""
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close_bar()
+
+    def start(self, title: str, total: int | None, done: int = 0) -> None:
+        """Begin a stage of `total` units (None: not known), of which `done` are done."""
+        self._close_bar()
+        self._title, self._total, self._first = title, total, done
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        if self._console is None:
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            transient=True,
+        )
+        self._progress.start()
+        self._bar = self._progress.add_task(title, total=total, completed=done, facts="")
+
+    def update(self, done: int, facts: str) -> None:
+        """Show how far the stage is."""
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=done, facts=facts)
+            return
+        now = time.monotonic()
+        is_last = self._total is not None and done >= self._total
+        if now - self._last_line < SECONDS_BETWEEN_LINES and not is_last:
+            return
+        self._last_line = now
+        position = ""
+        if self._total:
+            rate = (done - self._first) / max(now - self._started, 1e-9)
+            left = (self._total - done) / rate if rate else 0.0
+            position = f"  {done}/{self._total}  {_clock(left)} left"
+        say(f"{self._title}{position}  {facts}".rstrip())
+
+    def say(self, text: str) -> None:
+        """Write a line that stays, above the bar."""
+        if self._console is not None:
+            self._console.print(visible(text), markup=False, soft_wrap=True)
+        else:
+            say(text)
+
+    def _close_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 3.2 s, 4:05, 1:02:03."""
+    return f"{seconds:.1f} s" if seconds < 60 else _clock(seconds)

@@ -1,0 +1,325 @@
+"""From settings to a tokenizer and the token stores of both splits.
+
+The result lies in a cache, in a folder named by the fingerprint of all that decides it: the sources'
+content, the tokenizer, the settings. Building it streams through memory, whatever the size of the text:
+
+1. all text is read once: bad input is found before anything expensive, and the counts decide the split;
+2. a tokenizer is trained on the training text, if the settings ask for one;
+3. the text is encoded in parallel batches and written to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptcli.config.schema import Settings
+from gptcli.data.batches import permuted
+from gptcli.data.ledger import Ledger, Reading, SplitCount
+from gptcli.data.sources import Piece, Source, find_sources, read_documents
+from gptcli.data.token_store import SplitWriter, TokenStore, split_size_bytes, token_dtype
+from gptcli.data.tokenizing import (
+    encode_batch,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from gptcli.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Part of every fingerprint: raised when the same input would be stored in another way.
+STORE_FORMAT = 1
+TRAIN, VALIDATION = "train", "validation"
+BATCH_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class PreparationProgress:
+    """How far a stage of the preparation is."""
+
+    stage: str
+    bytes_done: int
+    bytes_total: int | None
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """All that training needs of the data."""
+
+    train: TokenStore
+    validation: TokenStore | None
+    tokenizer: PreTrainedTokenizerFast
+    ledger: Ledger
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    was_cached: bool
+
+
+Notify = Callable[[PreparationProgress], None]
+
+
+def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> PreparedText:
+    """Return the token stores and tokenizer that `settings` ask for, from the cache if they are there.
+
+    Raises DataError, ModelError or EnvironmentProblem for input that cannot be used.
+    """
+    data = settings.data
+    reading = Reading()
+    sources = find_sources(data.source, data, reading)
+    validation_sources = (
+        find_sources(data.validation_source, data, reading, name="data.validation_source")
+        if data.validation_source
+        else []
+    )
+    tokenizer = load_tokenizer(settings.tokenizer.name) if settings.tokenizer.name else None
+    fingerprint = _fingerprint(settings, sources, validation_sources, tokenizer)
+    cache = _cache_folder(data.cache_dir)
+    folder = cache / fingerprint[:32]
+    was_cached = _is_whole(folder)
+    if not was_cached:
+        cache.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+        try:
+            _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
+            _publish(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return _open(folder, fingerprint, was_cached)
+
+
+def _cache_folder(setting: str | None) -> Path:
+    if setting:
+        return Path(setting).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gptcli" / "tokens"
+
+
+def _fingerprint(
+    settings: Settings,
+    sources: list[Source],
+    validation_sources: list[Source],
+    tokenizer: PreTrainedTokenizerFast | None,
+) -> str:
+    data = settings.data
+    train = settings.tokenizer.train
+    # Where the text lies, and where the cache does, decide nothing.
+    rules = data.model_dump(exclude={"source", "validation_source", "cache_dir"})
+    facts = {
+        "format": STORE_FORMAT,
+        "sources": [source.fingerprint() for source in sources],
+        "validation_sources": [source.fingerprint() for source in validation_sources],
+        "rules": rules,
+        "seed": settings.runtime.seed,
+        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer else train and train.model_dump(),
+        "tokenizers": version("tokenizers"),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        facts = json.loads((folder / "store.json").read_text())
+        dtype = np.dtype(facts["dtype"])
+        for split in (TRAIN, VALIDATION):
+            sizes = split_size_bytes(SplitCount(**facts["ledger"][split]), dtype)
+            names = (f"{split}.tokens", f"{split}.documents")
+            if sizes[0] and tuple((folder / name).stat().st_size for name in names) != sizes:
+                return False
+        return (folder / "tokenizer" / "tokenizer.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    if folder.exists() and not _is_whole(folder):
+        shutil.rmtree(folder)
+    try:
+        staging.rename(folder)
+    except OSError:
+        # Another process has built the same store in the meantime; it serves as well.
+        if not _is_whole(folder):
+            raise
+
+
+def _open(folder: Path, fingerprint: str, was_cached: bool) -> PreparedText:
+    facts = json.loads((folder / "store.json").read_text())
+    ledger = Ledger.from_dict(facts["ledger"])
+    dtype = np.dtype(facts["dtype"])
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+
+    def store(split: str, count: SplitCount) -> TokenStore:
+        return TokenStore(folder, split, count, dtype, tokenizer.eos_token_id)
+
+    return PreparedText(
+        train=store(TRAIN, ledger.train),
+        validation=store(VALIDATION, ledger.validation) if ledger.validation.tokens else None,
+        tokenizer=tokenizer,
+        ledger=ledger,
+        data_fingerprint=fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        was_cached=was_cached,
+    )
+
+
+def _build(
+    folder: Path,
+    settings: Settings,
+    sources: list[Source],
+    validation_sources: list[Source],
+    tokenizer: PreTrainedTokenizerFast | None,
+    reading: Reading,
+    notify: Notify,
+) -> None:
+    data = settings.data
+    for piece in read_documents(sources, data, reading):
+        del piece
+        notify(PreparationProgress("reading", reading.bytes, None))
+    if reading.documents == 0:
+        raise DataError(f"{_listed(sources)}: there is no text, only white space.")
+    split = _decide_split(settings, reading, has_own_validation=bool(validation_sources))
+
+    def pieces() -> Iterator[tuple[str, Piece]]:
+        return split.assign(read_documents(sources, data, Reading()))
+
+    if tokenizer is None:
+        assert settings.tokenizer.train is not None
+        notify(PreparationProgress("training the tokenizer", 0, None))
+        texts = (piece.text for name, piece in pieces() if name == TRAIN)
+        tokenizer = train_tokenizer(texts, settings.tokenizer.train)
+    # Ids can lie above the count of tokens where a vocabulary has gaps.
+    dtype = token_dtype(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
+    train_bytes = reading.bytes
+
+    def own_validation() -> Iterator[tuple[str, Piece]]:
+        for piece in read_documents(validation_sources, data, reading):
+            yield VALIDATION, piece
+
+    end_of_text_id = tokenizer.eos_token_id
+    with (
+        SplitWriter(folder, TRAIN, dtype, end_of_text_id) as train,
+        SplitWriter(folder, VALIDATION, dtype, end_of_text_id) as validation,
+    ):
+        writers = {TRAIN: train, VALIDATION: validation}
+        done = 0
+        for stream in (pieces(), own_validation()):
+            for batch in _batches_of_pieces(stream):
+                all_ids = encode_batch(tokenizer, [piece.text for _, piece in batch])
+                for (name, piece), token_ids in zip(batch, all_ids, strict=True):
+                    text_bytes = len(piece.text.encode())
+                    writers[name].write(token_ids, text_bytes, piece.ends_document)
+                    done += text_bytes
+                notify(PreparationProgress("tokenizing", done, train_bytes))
+    assert train.count.bytes + validation.count.bytes == reading.bytes, "text was lost"
+    if train.count.tokens == 0:
+        raise DataError(f"{_listed(sources)}: all of its text is held out; lower validation_fraction.")
+    ledger = Ledger(
+        sources=[str(source) for source in (*sources, *validation_sources)],
+        split_by=split.rule,
+        reading=reading,
+        train=train.count,
+        validation=validation.count,
+        documents_cut_by_the_split=split.documents_cut,
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    facts: dict[str, Any] = {"dtype": dtype.str, "ledger": ledger.as_dict()}
+    (folder / "store.json").write_text(json.dumps(facts, indent=2))
+
+
+def _listed(sources: Iterable[Source]) -> str:
+    names = [str(source) for source in sources]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _batches_of_pieces(pieces: Iterable[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
+    batch: list[tuple[str, Piece]] = []
+    characters = 0
+    for name, piece in pieces:
+        batch.append((name, piece))
+        characters += len(piece.text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= 10_000:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass
+class _Split:
+    """Says which split each piece of text belongs to."""
+
+    rule: str
+    documents: int = 0
+    held_out_documents: int = 0
+    seed: int = 0
+    cut_at_byte: int | None = None
+    documents_cut: int = 0
+
+    def assign(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Piece]]:
+        """Yield (split, piece); with cut_at_byte, one piece may be yielded in two parts."""
+        if self.cut_at_byte is not None:
+            yield from self._cut(pieces, self.cut_at_byte)
+            return
+        document = 0
+        for piece in pieces:
+            is_held_out = self.held_out_documents > 0 and (
+                permuted(document, self.documents, self.seed) < self.held_out_documents
+            )
+            yield VALIDATION if is_held_out else TRAIN, piece
+            document += piece.ends_document
+
+    def _cut(self, pieces: Iterable[Piece], cut: int) -> Iterator[tuple[str, Piece]]:
+        begin = 0
+        is_open = False  # Whether the training split holds the start of the current document.
+        for piece in pieces:
+            end = begin + len(piece.text.encode())
+            if end <= cut:
+                yield TRAIN, piece
+                is_open = not piece.ends_document
+            elif begin < cut or is_open:
+                # Half a character is no text: the cut moves to the character's start.
+                head = piece.text.encode()[: max(0, cut - begin)].decode(errors="ignore")
+                # For the model, the text ends at the cut.
+                yield TRAIN, Piece(head, True)
+                yield VALIDATION, Piece(piece.text[len(head) :], piece.ends_document)
+                self.documents_cut = 1
+                is_open = False
+            else:
+                yield VALIDATION, piece
+            begin = end
+
+
+def _decide_split(settings: Settings, reading: Reading, *, has_own_validation: bool) -> _Split:
+    data = settings.data
+    if has_own_validation:
+        return _Split("validation_source")
+    if data.validation_fraction == 0:
+        return _Split("none")
+    held_out = round(data.validation_fraction * reading.documents)
+    by_document = data.split_by == "document" or (
+        data.split_by == "auto" and 0 < held_out < reading.documents
+    )
+    if not by_document:
+        return _Split("position", cut_at_byte=int(reading.bytes * (1 - data.validation_fraction)))
+    if not 0 < held_out < reading.documents:
+        raise DataError(
+            f"data.split_by is document, but {data.validation_fraction:g} of {reading.documents} "
+            f"documents is {held_out}. Change validation_fraction, or use split_by: position."
+        )
+    return _Split(
+        "document",
+        documents=reading.documents,
+        held_out_documents=held_out,
+        seed=settings.runtime.seed,
+    )

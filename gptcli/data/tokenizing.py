@@ -1,0 +1,109 @@
+"""Tokenizers: a new byte-level BPE trained on the training text, or one from the hub or a folder.
+
+Whichever it is, `<|endoftext|>` (or the tokenizer's own end-of-text) is bos, eos and pad. Padding is
+always told apart by position, never by this id, so no real end-of-text is masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.config.schema import TokenizerTraining
+from gptcli.data.sources import END_OF_TEXT
+from gptcli.errors import ModelError
+from gptcli.hub import hub_problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def train_tokenizer(texts: Iterator[str], settings: TokenizerTraining) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE like GPT-2's, trained on the first part of `texts`.
+
+    Any text in any script round-trips exactly. The vocabulary is smaller than asked for when the text
+    has too few pairs to merge.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_first_megabytes(texts, settings.sample_megabytes), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _first_megabytes(texts: Iterator[str], megabytes: int) -> Iterator[str]:
+    left = megabytes * 1_000_000
+    for text in texts:
+        yield text
+        left -= len(text.encode())
+        if left <= 0:
+            return
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a folder, or of a model on the hub or in its cache.
+
+    Raises ModelError if there is none or it has no end-of-text token, EnvironmentProblem if the hub
+    cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any(
+        (folder / file).is_file() for file in ("tokenizer.json", "vocab.json")
+    ):
+        raise ModelError(f"{name} holds no tokenizer: tokenizer.json (or vocab.json) is missing.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=False
+        )
+    except Exception as error:  # `transformers` raises whatever its parsers raise.
+        raise hub_problem("tokenizer", name, error) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{name}: its tokenizer has no fast version (tokenizer.json), which is needed.")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{name}: its tokenizer has no end-of-text token (eos_token).")
+    tokenizer.bos_token = tokenizer.pad_token = tokenizer.eos_token
+    # A saved tokenizer.json may cut or pad; both would lose or invent text.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Return the ids of each text, in parallel, with no token added."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a hash of everything that decides how text becomes ids."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def tokenizer_summary(tokenizer: Any) -> dict[str, Any]:
+    """Return what run.json says of a tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "end_of_text": tokenizer.eos_token,
+        "end_of_text_id": tokenizer.eos_token_id,
+        "fingerprint": tokenizer_fingerprint(tokenizer),
+    }

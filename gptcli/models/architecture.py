@@ -1,0 +1,45 @@
+"""A new GPT-2 from its shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gptcli.config.schema import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
+    """Return the configuration of a GPT-2 of this shape for this tokenizer."""
+    end_of_text_id = tokenizer.eos_token_id
+    return GPT2Config(
+        vocab_size=max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1),
+        n_positions=settings.context_length,
+        n_embd=settings.n_embd,
+        n_layer=settings.n_layer,
+        n_head=settings.n_head,
+        embd_pdrop=settings.dropout,
+        resid_pdrop=settings.dropout,
+        attn_pdrop=settings.dropout,
+        # The same function as GPT-2's gelu_new, in one kernel instead of many.
+        activation_function="gelu_pytorch_tanh",
+        # Not left to GPT2Config: it would say 50256 whatever the vocabulary.
+        bos_token_id=end_of_text_id,
+        eos_token_id=end_of_text_id,
+        pad_token_id=end_of_text_id,
+    )
+
+
+def new_model(config: GPT2Config, seed: int) -> GPT2LMHeadModel:
+    """Return a GPT-2 in float32 on the CPU; its initial weights are decided by `seed`."""
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Return the number of weights, those shared by embedding and head once."""
+    return sum(parameter.numel() for parameter in model.parameters())

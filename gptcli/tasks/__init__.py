@@ -1,0 +1,1 @@
+"""What differs between tasks: how an example becomes inputs and a loss."""

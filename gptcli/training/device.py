@@ -1,0 +1,104 @@
+"""Which device and number format to run on, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptcli.config.schema import RuntimeSettings
+from gptcli.errors import EnvironmentProblem
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device, a precision ("fp32", "bf16", "fp16"), and the reason for each."""
+
+    device: torch.device
+    precision: str
+    device_reason: str
+    precision_reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Matrix products in the chosen precision; weights and their updates stay in float32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def describe(self) -> str:
+        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
+
+
+def choose_compute(settings: RuntimeSettings, *, for_training: bool) -> Compute:
+    """Return what `settings` ask for, "auto" resolved, and set the number of CPU threads.
+
+    Raises EnvironmentProblem for a device that is not there or a precision that it cannot do.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device, device_reason = _choose_device(settings.device)
+    precision, precision_reason = _choose_precision(settings.precision, device, for_training)
+    return Compute(device, precision, device_reason, precision_reason)
+
+
+def _choose_device(name: str) -> tuple[torch.device, str]:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0), f"found {torch.cuda.get_device_name(0)}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "found an Apple GPU"
+        return torch.device("cpu"), f"no GPU found; {torch.get_num_threads()} threads"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            why = "no CUDA GPU is visible" if torch.version.cuda else "this torch is built without CUDA"
+            raise EnvironmentProblem(f"runtime.device is {name}, but {why}. Use auto or cpu.")
+        index = int(name.partition(":")[2] or 0)
+        count = torch.cuda.device_count()
+        if index >= count:
+            raise EnvironmentProblem(
+                f"runtime.device is {name}, but there are {count} CUDA GPUs, numbered from 0."
+            )
+        return torch.device("cuda", index), "as set"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem("runtime.device is mps, but there is no Apple GPU. Use auto or cpu.")
+    return torch.device(name), "as set"
+
+
+def _choose_precision(name: str, device: torch.device, for_training: bool) -> tuple[str, str]:
+    if name == "auto":
+        if device.type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return "bf16", "the GPU multiplies it in hardware"
+            return "fp16", "the GPU has no bf16"
+        if device.type == "cpu" and for_training and _cpu_multiplies_bf16():
+            return "bf16", "the CPU multiplies it in hardware"
+        if device.type == "cpu" and not for_training:
+            return "fp32", "exact, and on a CPU the usual choice for generation"
+        return "fp32", f"no faster format is known to be safe on this {device.type}"
+    if name == "fp16" and device.type == "cpu":
+        raise EnvironmentProblem("runtime.precision is fp16, which needs a GPU. Use auto or bf16.")
+    if name == "fp16" and device.type == "mps" and for_training:
+        raise EnvironmentProblem(
+            "runtime.precision is fp16, which gptcli trains with on CUDA only. Use fp32 or bf16."
+        )
+    if (
+        name == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise EnvironmentProblem("runtime.precision is bf16, which this GPU lacks. Use fp16 or fp32.")
+    return name, "as set"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Public since torch 2.11; on older ones the CPU counts as one without.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,34 @@
+"""metrics.jsonl: one JSON object a logged step or evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli.files import write_text
+
+
+class MetricsLog:
+    """Appends lines; each is on its way to the disk when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Forget the steps after `step`, which a resumed run will do again, and a torn last line."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] > step:
+                    continue
+            except (ValueError, KeyError, TypeError):
+                continue
+            kept.append(line + "\n")
+        write_text(self._path, "".join(kept))

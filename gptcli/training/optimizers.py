@@ -1,0 +1,85 @@
+"""Optimizers, and their state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config.schema import TrainingSettings
+
+
+class Optimizers:
+    """AdamW for all weights, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Decay goes to matrices (embeddings are matrices too), never to biases and layer norms.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
+        # named_parameters gives a weight that embedding and head share once.
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        with_muon = [
+            parameter
+            for parameter, name in self._names.items()
+            if settings.optimizer == "muon" and parameter.ndim == 2 and ".h." in name
+        ]
+        rest = [parameter for parameter in self._names if parameter not in set(with_muon)]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in rest if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                groups,
+                lr=settings.learning_rate,
+                betas=(settings.adam_beta1, settings.adam_beta2),
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        ]
+        if with_muon:
+            self._optimizers.append(
+                torch.optim.Muon(
+                    with_muon,
+                    lr=settings.learning_rate,
+                    weight_decay=settings.weight_decay,
+                    # Scales updates to the size of AdamW's, so that one learning rate serves both
+                    # (Liu et al., "Muon is scalable for LLM training", 2025).
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def step(self, learning_rate: float) -> None:
+        """Update the weights from their gradients, then drop the gradients."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the state as {"<weight>/<quantity>": tensor}."""
+        return {
+            f"{self._names[parameter]}/{quantity}": value
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for quantity, value in optimizer.state[parameter].items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` returned."""
+        by_weight: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, quantity = key.rpartition("/")
+            by_weight.setdefault(name, {})[quantity] = value
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = by_weight.get(self._names[parameter], {})
+                    # Fused optimizers keep their step count on the device as well.
+                    optimizer.state[parameter] = {
+                        quantity: value.to(parameter.device) for quantity, value in state.items()
+                    }
