@@ -39,7 +39,7 @@ test-all: lint
 	$(BIN)/pytest -m ''
 
 docs: $(READY)
-	$(BIN)/python -m gptcli.config.describing docs
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py

@@ -34,11 +34,27 @@ def main() -> None:
     try:
         code = app(standalone_mode=False, prog_name="gptcli")
     except typer.exceptions.TyperException as error:  # An unknown option or command, a wrong type.
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "gptcli"
-        console.report_error(f"{error.format_message()} See `{command} --help`.")
+        _report_usage(error)
         code = ExitCode.USAGE
+    except SystemExit:
+        # Typer's answer when the reader of its help, such as `| head`, has read enough.
+        console.quiet_stdout()
+        code = ExitCode.DONE
+    except Exception as error:
+        code = _exit_code(error)
     sys.exit(code or ExitCode.DONE)
+
+
+def _report_usage(error: typer.exceptions.TyperException) -> None:
+    message = error.format_message()
+    # Typer keeps this class, which a command group without arguments raises, to itself.
+    if type(error).__name__ == "NoArgsIsHelpError":
+        console.say(message)
+        return
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "gptcli"
+    end = "" if message.endswith((".", "?", ")")) else "."
+    console.report_error(f"{message}{end} See `{command} --help`.")
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,8 +65,6 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (KeyboardInterrupt, Exception) as error:
-            if os.environ.get("GPTCLI_DEBUG") == "1" and not isinstance(error, typer.Exit):
-                traceback.print_exc()
             raise typer.Exit(_exit_code(error)) from error
 
     return run
@@ -58,6 +72,8 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _exit_code(error: BaseException) -> int:
     """Say what happened, if anything is to be said, and return the exit code for it."""
+    if os.environ.get("GPTCLI_DEBUG") == "1" and not isinstance(error, typer.Exit):
+        traceback.print_exception(error)
     match error:
         case typer.Exit():
             return error.exit_code
@@ -73,21 +89,27 @@ def _exit_code(error: BaseException) -> int:
             return ExitCode.DONE
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             where = f" ({error.filename})" if error.filename else ""
+            console.quiet_stdout()  # What it still holds, for that disk perhaps, cannot be written.
             console.report_error(f"The disk is full{where}. Free some space and run this again.")
             return ExitCode.ENVIRONMENT
         case MemoryError():
             console.report_error("Out of memory. Try a smaller training.micro_batch_size or model.")
             return ExitCode.ENVIRONMENT
-    # Matched by name, so that saying this does not import torch.
-    if type(error).__name__ == "OutOfMemoryError":
+        case OSError(filename=str(), strerror=str()):
+            # A read-only folder, a file where a folder should be, ...
+            console.report_error(f"{error.filename} cannot be used: {error.strerror}.")
+            return ExitCode.ENVIRONMENT
+    # Matched by name, so that saying this does not import torch; on a CPU it has no class of its own.
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         console.report_error(
             "The device is out of memory. Try a smaller training.micro_batch_size, "
             "model.context_length or model."
         )
         return ExitCode.ENVIRONMENT
+    message = " ".join(str(error).split())
     console.report_error(
-        f"This is a bug in gptcli: {type(error).__name__}: {error} "
-        "(GPTCLI_DEBUG=1 shows where; please report it)".replace("\n", " ")
+        f"This is a bug in gptcli: {type(error).__name__}: {message} "
+        "(GPTCLI_DEBUG=1 shows where; please report it)"
     )
     return ExitCode.BUG
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +37,11 @@ def write_json(value: Any) -> None:
 
 
 def say(text: str = "") -> None:
-    """Write a line to stderr."""
-    print(visible(text), file=sys.stderr, flush=True)
+    """Write a line to stderr; that nobody reads along any more stops no training run."""
+    try:
+        print(visible(text), file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
 
 
 def warn(text: str) -> None:
@@ -66,7 +69,12 @@ def show_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
 
 def quiet_stdout() -> None:
     """Let nothing more be written to stdout: its reader has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
+    # What the stream still holds goes there too: the interpreter would fail to write it as it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class ProgressDisplay:
@@ -129,12 +137,11 @@ class ProgressDisplay:
         if now - self._last_line < SECONDS_BETWEEN_LINES and not is_last:
             return
         self._last_line = now
-        position = ""
-        if self._total:
-            rate = (done - self._first) / max(now - self._started, 1e-9)
-            left = (self._total - done) / rate if rate else 0.0
-            position = f"  {done}/{self._total}  {_clock(left)} left"
-        say(f"{self._title}{position}  {facts}".rstrip())
+        left = ""
+        if self._total and done > self._first:
+            seconds_each = (now - self._started) / (done - self._first)
+            left = f"{_clock((self._total - done) * seconds_each)} left"
+        say("  ".join(part for part in (self._title, facts, left) if part))
 
     def say(self, text: str) -> None:
         """Write a line that stays, above the bar."""

@@ -20,18 +20,19 @@ class ExitCode:
 
 
 class GptcliError(Exception):
-    """A problem that the user can mend; never raised for our own bugs."""
+    """Problems that the user can mend, one line each; never raised for our own bugs."""
 
     exit_code = ExitCode.BUG
 
+    def __init__(self, *problems: str) -> None:
+        # A file name or a key can hold a line feed.
+        super().__init__("\n".join(" ".join(problem.splitlines()) for problem in problems))
+
 
 class ConfigError(GptcliError):
-    """A wrong option or setting. Holds one line a problem, so that all are reported at once."""
+    """Wrong options or settings; all problems of a config are reported at once."""
 
     exit_code = ExitCode.USAGE
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
 
 
 class DataError(GptcliError):

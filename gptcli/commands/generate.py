@@ -80,15 +80,17 @@ def generate(
     if prompt is not None and input_file is not None:
         raise ConfigError("Give a prompt or --input, not both.")
     if prompt is None and input_file is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise ConfigError('Give a prompt, such as "Once upon a time", or --input FILE.')
         input_file = STANDARD_INPUT
     prompts = [Prompt(prompt or "")] if input_file is None else read_prompts(input_file)
     if output_file is not None:
-        _check_output(output_file)
+        _check_output(output_file, input_file)
 
+    from gptcli.hub import quiet_libraries
     from gptcli.pipelines.generate import Generator
 
+    quiet_libraries()
     # The default seed is for training; a seed that nobody set would make every sample the same.
     is_seeded = "seed" in settings.runtime.model_fields_set
     generator = Generator(
@@ -116,13 +118,15 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, input_file: str | None) -> None:
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; it takes a file.")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise EnvironmentProblem(f"--output {path} cannot be written: permission denied.")
+    if input_file is not None and path.exists() and Path(input_file).resolve() == path.resolve():
+        raise ConfigError(f"--output {path} is the --input file; it would be overwritten.")
 
 
 def _print_text(generator: Generator, planned: PromptRun, number: int, *, is_only: bool) -> None:

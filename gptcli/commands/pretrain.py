@@ -39,8 +39,10 @@ def pretrain(
     if output_dir is None:
         output_dir = _default_output_dir(config)
 
+    from gptcli.hub import quiet_libraries
     from gptcli.pipelines.pretrain import run_pretraining
 
+    quiet_libraries()
     with console.ProgressDisplay() as display:
         renderer = _Renderer(display)
         result = run_pretraining(
@@ -70,6 +72,7 @@ class _Renderer:
         self._display = display
         self._stage = ""
         self._tokens_per_second = 0.0
+        self._max_steps = 0
 
     def show(self, event: Event) -> None:
         from gptcli.data.preparation import PreparationProgress
@@ -84,12 +87,14 @@ class _Renderer:
                 if stage != self._stage:
                     self._stage = stage
                     display.start(stage.capitalize(), bytes_total)
-                display.update(bytes_done, f"{bytes_done / 1e6:,.1f} MB" if bytes_done else "")
+                of_total = f" of {bytes_total / 1e6:,.1f}" if bytes_total else ""
+                display.update(bytes_done, f"{bytes_done / 1e6:,.1f}{of_total} MB" if bytes_done else "")
             case Started():
                 display.say(
                     f"Training {event.parameters:,} parameters for {event.max_steps:,} steps "
                     f"({event.steps_per_epoch:,.1f} steps an epoch)."
                 )
+                self._max_steps = event.max_steps
                 display.start("Training", event.max_steps, event.step)
             case StepDone():
                 speed = event.tokens / event.seconds
@@ -97,7 +102,9 @@ class _Renderer:
                 before = self._tokens_per_second or speed
                 self._tokens_per_second = 0.9 * before + 0.1 * speed
                 display.update(
-                    event.step, f"loss {event.loss:.3f}  {self._tokens_per_second:,.0f} tokens/s"
+                    event.step,
+                    f"step {event.step:,}/{self._max_steps:,}  loss {event.loss:.3f}  "
+                    f"{self._tokens_per_second:,.0f} tokens/s",
                 )
             case Evaluated(step, score, is_best):
                 display.say(

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptcli.config.schema import Settings
-from gptcli.config.yaml_reading import KeyPath, YamlProblem, parse_yaml
+from gptcli.config.yaml_reading import KeyPath, YamlProblem, parse_scalar, parse_yaml
 from gptcli.errors import ConfigError
 
-# What other tools call our settings.
+# What Hugging Face, nanoGPT and others call our settings, or what to set in place of theirs.
 FOREIGN_NAMES = {
     "per_device_train_batch_size": "training.batch_size",
     "train_batch_size": "training.batch_size",
@@ -26,8 +26,12 @@ FOREIGN_NAMES = {
     "max_iters": "training.max_steps",
     "num_steps": "training.max_steps",
     "lr": "training.learning_rate",
-    "optim": "training.optimizer",
+    "min_lr": "training.min_learning_rate_ratio",
     "lr_scheduler_type": "training.min_learning_rate_ratio",
+    "lr_decay_iters": "training.max_steps",
+    "optim": "training.optimizer",
+    "beta1": "training.adam_beta1",
+    "beta2": "training.adam_beta2",
     "warmup_ratio": "training.warmup_steps",
     "warmup_iters": "training.warmup_steps",
     "grad_clip": "training.max_grad_norm",
@@ -37,12 +41,14 @@ FOREIGN_NAMES = {
     "log_interval": "logging.log_steps",
     "eval_interval": "evaluation.eval_steps",
     "eval_strategy": "evaluation.eval_steps",
+    "eval_iters": "evaluation.max_tokens",
     "bf16": "runtime.precision",
     "fp16": "runtime.precision",
     "dtype": "runtime.precision",
     "torch_dtype": "runtime.precision",
     "use_cpu": "runtime.device",
     "no_cuda": "runtime.device",
+    "data_seed": "runtime.seed",
     "block_size": "model.context_length",
     "max_seq_length": "model.context_length",
     "cutoff_len": "model.context_length",
@@ -52,6 +58,8 @@ FOREIGN_NAMES = {
     "num_hidden_layers": "model.n_layer",
     "num_attention_heads": "model.n_head",
     "resid_pdrop": "model.dropout",
+    "embd_pdrop": "model.dropout",
+    "attn_pdrop": "model.dropout",
     "model_name_or_path": "model.size",
     "tokenizer_name": "tokenizer.name",
     "train_file": "data.source",
@@ -62,6 +70,20 @@ FOREIGN_NAMES = {
     "validation_file": "data.validation_source",
     "validation_split_percentage": "data.validation_fraction",
     "text_column_name": "data.columns.text",
+    "do_sample": "generation.temperature",
+    "output_dir": "--output-dir",
+    "out_dir": "--output-dir",
+    "overwrite_output_dir": "--overwrite",
+    "resume_from_checkpoint": "--resume",
+}
+
+# Settings that leave no room for others: set by a stronger layer, they drop those of the weaker ones.
+_DROPS: dict[KeyPath, tuple[str, ...]] = {
+    ("tokenizer", "name"): ("train",),
+    ("tokenizer", "train"): ("name",),
+    ("model", "size"): ("n_layer", "n_head", "n_embd", "context_length"),
+    ("generation", "max_new_tokens"): ("max_length",),
+    ("generation", "max_length"): ("max_new_tokens",),
 }
 
 _EXPECTED = {
@@ -74,6 +96,18 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "string_too_short": "text that is not empty",
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would not read back: 1e3, a number to our reader only, and control characters."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    is_plain = isinstance(parse_scalar(text), str) and text.isprintable()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def load_settings(
@@ -92,9 +126,12 @@ def load_settings(
     for assignment in assignments:
         _assign(values, assignment, origins)
     for section, options in (sections or {}).items():
-        section_values = values.setdefault(section, {})
-        for key, value in options.items():
-            section_values[key] = value
+        weaker = values.get(section, {})
+        if not isinstance(weaker, dict):
+            continue  # The file has no section here, which the schema refuses.
+        dropped = {name for key in options for name in _DROPS.get((section, key), ())}
+        values[section] = {key: weaker[key] for key in weaker if key not in dropped} | options
+        for key in options:
             origins[section, key] = "--" + key.replace("_", "-")
     try:
         return Settings.model_validate(values)
@@ -106,14 +143,15 @@ def load_settings(
 
 def dump_settings(settings: Settings) -> str:
     """Return `settings` as YAML that `load_settings` reads back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = settings.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """Return the dotted name of every setting, in the order of the schema."""
     names = []
     for key, field in model.model_fields.items():
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if section is not None:
             names += setting_names(section, f"{prefix}{key}.")
         else:
@@ -121,7 +159,8 @@ def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[s
     return names
 
 
-def _section_type(annotation: object) -> type[BaseModel] | None:
+def section_type(annotation: object) -> type[BaseModel] | None:
+    """Return the section that a field's annotation names (also `Section | None`), or None."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -168,18 +207,13 @@ def _assign(values: dict[str, Any], assignment: str, origins: dict[KeyPath, str]
         if not isinstance(target.get(key), dict):
             target[key] = {}
         target = target[key]
-    if path[0] == "tokenizer":
-        # A name and train exclude each other: the one that is set last wins.
-        if path[1:2] == ("name",):
-            target.pop("train", None)
-        elif path[1:2] == ("train",):
-            values["tokenizer"].pop("name", None)
-    if path == ("model", "size"):
-        # A size that is set last decides the whole shape.
-        for key in ("n_layer", "n_head", "n_embd", "context_length"):
-            target.pop(key, None)
+    if value is not None:
+        for name in _DROPS.get(path[:2], ()):
+            values[path[0]].pop(name, None)
     target[path[-1]] = value
     origins[path] = f"--set {assignment}"
+    for length in range(1, len(path)):
+        origins.setdefault(path[:length], origins[path])
 
 
 def _describe(problem: ErrorDetails, origins: dict[KeyPath, str], fallback: str) -> str:
@@ -200,13 +234,13 @@ def _describe(problem: ErrorDetails, origins: dict[KeyPath, str], fallback: str)
         case "literal_error":
             return f"{where}: {name} is {_shown(value)}; it must be {context['expected']}."
         case "greater_than":
-            expected = f"more than {context['gt']:g}"
+            expected = f"more than {context['gt']:,.10g}"
         case "greater_than_equal":
-            expected = f"at least {context['ge']:g}"
+            expected = f"at least {context['ge']:,.10g}"
         case "less_than":
-            expected = f"less than {context['lt']:g}"
+            expected = f"less than {context['lt']:,.10g}"
         case "less_than_equal":
-            expected = f"at most {context['le']:g}"
+            expected = f"at most {context['le']:,.10g}"
         case "model_type" | "model_attributes_type" | "dict_type":
             expected = "a section with settings under it"
         case kind:
@@ -227,9 +261,9 @@ def _suggestion(path: KeyPath) -> str:
     names = setting_names()
     last = path[-1]
     if last in FOREIGN_NAMES:
-        return f" gptcli calls it {FOREIGN_NAMES[last]}."
-    if len(path) == 1:
-        names += list(Settings.model_fields)
+        return f" Use {FOREIGN_NAMES[last]} instead."
+    sections = {name.rpartition(".")[0] for name in names} - {""}
+    names += sorted(sections)
     same_key = [name for name in names if name.rpartition(".")[2] == last]
     close = difflib.get_close_matches(".".join(path), names, n=1, cutoff=0.75)
     if not close:

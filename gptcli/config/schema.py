@@ -105,6 +105,8 @@ class ModelSettings(Section):
 
 
 class TokenizerTraining(Section):
+    """How a new tokenizer is trained."""
+
     vocab_size: int = Field(
         8192,
         ge=257,
@@ -132,8 +134,8 @@ class TokenizerSettings(Section):
     def _accept_a_name(cls, value: object) -> object:
         if isinstance(value, str):  # `tokenizer: gpt2` is short for `tokenizer: {name: gpt2}`.
             return {"name": value}
-        if isinstance(value, dict) and not any(value.get(key) for key in value):
-            return {"train": {}}
+        if isinstance(value, dict) and value.get("name") is None and value.get("train") is None:
+            return {**value, "train": {}}
         return value
 
     @model_validator(mode="after")
@@ -144,6 +146,8 @@ class TokenizerSettings(Section):
 
 
 class ColumnSettings(Section):
+    """Which columns of CSV, JSONL, Parquet and hub data are read."""
+
     text: str = Field("text", min_length=1, description="Column (or JSON key) that holds the text.")
 
 
@@ -286,6 +290,8 @@ class RuntimeSettings(Section):
 
 
 class LoggingSettings(Section):
+    """What is written down during training."""
+
     log_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
 
 

@@ -17,9 +17,12 @@ MAX_DEPTH = 20
 
 KeyPath = tuple[str, ...]
 
-_INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+# Underscores between digits, as in Python: 1_000_000.
+_INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+# What only an escape such as "\0" can write, and what no path and no UTF-8 text can hold.
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -52,6 +55,9 @@ def parse_yaml(text: str) -> tuple[Any, dict[KeyPath, int]]:
         raise YamlProblem(line, f"it is not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise YamlProblem(1, f"it is not valid YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML takes "\UFFFFFFFF" for a character, and any number for a version.
+        raise YamlProblem(1, "it is not valid YAML: a character or version that cannot be") from error
     lines: dict[KeyPath, int] = {}
     value = None if node is None else _value_of(node, (), lines)
     return value, lines
@@ -88,7 +94,8 @@ def _refuse_what_no_config_needs(text: str) -> None:
 
 def _value_of(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     if isinstance(node, yaml.ScalarNode):
-        return parse_scalar(node.value) if node.style is None else node.value
+        text = _text_of(node)
+        return parse_scalar(text) if node.style is None else text
     if isinstance(node, yaml.SequenceNode):
         return [_value_of(item, path, lines) for item in node.value]
     mapping: dict[str, Any] = {}
@@ -96,7 +103,7 @@ def _value_of(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise YamlProblem(line, "a key must be a word")
-        key = key_node.value
+        key = _text_of(key_node)
         key_path = (*path, key)
         if key in mapping:
             name = ".".join(key_path)
@@ -104,3 +111,11 @@ def _value_of(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
         lines[key_path] = line
         mapping[key] = _value_of(value_node, key_path, lines)
     return mapping
+
+
+def _text_of(node: yaml.ScalarNode) -> str:
+    text: str = node.value
+    if _NO_TEXT.search(text):
+        line = node.start_mark.line + 1
+        raise YamlProblem(line, "it holds NUL or half a surrogate pair, which no text can hold")
+    return text

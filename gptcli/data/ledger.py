@@ -18,13 +18,16 @@ class Reading:
     """UTF-8 bytes of the documents."""
     empty_documents_dropped: int = 0
     undecodable_bytes_replaced: int = 0
+    lone_surrogates_replaced: int = 0
+    """Halves of surrogate pairs, which JSON can write (\\ud83d) but which are no characters."""
     byte_order_marks_removed: int = 0
     carriage_returns_removed: int = 0
     """CRLF line ends that became LF."""
     end_of_text_markers: int = 0
     """Literal <|endoftext|> in the text, each taken as the end of a document."""
     files_left_out: list[str] = field(default_factory=list)
-    """Files in a source folder whose type is not read (the first 100)."""
+    """What a folder or glob holds and is not read: other types, empty files, links to folders (the
+    first 100)."""
 
 
 @dataclass
@@ -39,7 +42,7 @@ class SplitCount:
 
 @dataclass
 class Ledger:
-    """What became of all that was read. Every byte read is in one of the splits."""
+    """What became of all that was read. Every byte of a document is in one of the splits."""
 
     sources: list[str]
     split_by: str

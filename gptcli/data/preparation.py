@@ -27,14 +27,14 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
 from gptcli.data.ledger import Ledger, Reading, SplitCount
 from gptcli.data.sources import Piece, Source, find_sources, read_documents
-from gptcli.data.token_store import SplitWriter, TokenStore, split_size_bytes, token_dtype
+from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
     encode_batch,
     load_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from gptcli.errors import DataError
+from gptcli.errors import DataError, EnvironmentProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -83,20 +83,23 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
         if data.validation_source
         else []
     )
+    fingerprint = _data_fingerprint(settings, sources, validation_sources)
     tokenizer = load_tokenizer(settings.tokenizer.name) if settings.tokenizer.name else None
-    fingerprint = _fingerprint(settings, sources, validation_sources, tokenizer)
     cache = _cache_folder(data.cache_dir)
-    folder = cache / fingerprint[:32]
+    folder = cache / _store_name(fingerprint, settings, tokenizer)
     was_cached = _is_whole(folder)
     if not was_cached:
-        cache.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+        staging = _new_folder(cache)
         try:
             _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
             _publish(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return _open(folder, fingerprint, was_cached)
+    prepared = _open(folder, fingerprint, was_cached)
+    # The same text may have been stored when it lay elsewhere, among other files.
+    prepared.ledger.sources = [str(source) for source in (*sources, *validation_sources)]
+    prepared.ledger.reading.files_left_out = reading.files_left_out
+    return prepared
 
 
 def _cache_folder(setting: str | None) -> Path:
@@ -106,39 +109,65 @@ def _cache_folder(setting: str | None) -> Path:
     return Path(root) / "gptcli" / "tokens"
 
 
-def _fingerprint(
-    settings: Settings,
-    sources: list[Source],
-    validation_sources: list[Source],
-    tokenizer: PreTrainedTokenizerFast | None,
+def _new_folder(cache: Path) -> Path:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{cache}: the token cache cannot be written: {error.strerror}. Set data.cache_dir."
+        ) from error
+
+
+def _data_fingerprint(
+    settings: Settings, sources: list[Source], validation_sources: list[Source]
 ) -> str:
-    data = settings.data
-    train = settings.tokenizer.train
-    # Where the text lies, and where the cache does, decide nothing.
-    rules = data.model_dump(exclude={"source", "validation_source", "cache_dir"})
+    """Return a hash of everything that decides the text of both splits."""
+    contents = {str(source): source.fingerprint() for source in (*sources, *validation_sources)}
+    held_out = {contents[str(source)]: source for source in validation_sources}
+    for source in sources:
+        if twin := held_out.get(contents[str(source)]):
+            raise DataError(
+                f"{source} is training text, but data.validation_source holds the same text ({twin}): "
+                "a score on it would say nothing. Take it out of one of the two."
+            )
     facts = {
         "format": STORE_FORMAT,
-        "sources": [source.fingerprint() for source in sources],
-        "validation_sources": [source.fingerprint() for source in validation_sources],
-        "rules": rules,
+        "sources": [contents[str(source)] for source in sources],
+        "validation_sources": [contents[str(source)] for source in validation_sources],
+        # Where the text lies, and where the cache does, decide nothing.
+        "rules": settings.data.model_dump(exclude={"source", "validation_source", "cache_dir"}),
         "seed": settings.runtime.seed,
-        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer else train and train.model_dump(),
+    }
+    return _hash_of(facts)
+
+
+def _store_name(data: str, settings: Settings, tokenizer: PreTrainedTokenizerFast | None) -> str:
+    """Return the name of the cache folder for this text in the tokens of this tokenizer."""
+    training = settings.tokenizer.train
+    facts = {
+        "data": data,
+        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer else None,
+        "tokenizer_training": training.model_dump() if training else None,
         "tokenizers": version("tokenizers"),
     }
+    return _hash_of(facts)[:32]
+
+
+def _hash_of(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        facts = json.loads((folder / "store.json").read_text())
-        dtype = np.dtype(facts["dtype"])
-        for split in (TRAIN, VALIDATION):
-            sizes = split_size_bytes(SplitCount(**facts["ledger"][split]), dtype)
-            names = (f"{split}.tokens", f"{split}.documents")
-            if sizes[0] and tuple((folder / name).stat().st_size for name in names) != sizes:
-                return False
-        return (folder / "tokenizer" / "tokenizer.json").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = json.loads((folder / "store.json").read_text())["file_sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -183,11 +212,13 @@ def _build(
     notify: Notify,
 ) -> None:
     data = settings.data
-    for piece in read_documents(sources, data, reading):
-        del piece
-        notify(PreparationProgress("reading", reading.bytes, None))
-    if reading.documents == 0:
-        raise DataError(f"{_listed(sources)}: there is no text, only white space.")
+    for some_sources in filter(None, (sources, validation_sources)):
+        documents_before = reading.documents
+        for piece in read_documents(some_sources, data, reading):
+            del piece
+            notify(PreparationProgress("reading", reading.bytes, None))
+        if reading.documents == documents_before:
+            raise DataError(f"{_listed(some_sources)}: there is no text, only white space.")
     split = _decide_split(settings, reading, has_own_validation=bool(validation_sources))
 
     def pieces() -> Iterator[tuple[str, Piece]]:
@@ -200,10 +231,9 @@ def _build(
         tokenizer = train_tokenizer(texts, settings.tokenizer.train)
     # Ids can lie above the count of tokens where a vocabulary has gaps.
     dtype = token_dtype(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
-    train_bytes = reading.bytes
 
     def own_validation() -> Iterator[tuple[str, Piece]]:
-        for piece in read_documents(validation_sources, data, reading):
+        for piece in read_documents(validation_sources, data, Reading()):
             yield VALIDATION, piece
 
     end_of_text_id = tokenizer.eos_token_id
@@ -220,7 +250,7 @@ def _build(
                     text_bytes = len(piece.text.encode())
                     writers[name].write(token_ids, text_bytes, piece.ends_document)
                     done += text_bytes
-                notify(PreparationProgress("tokenizing", done, train_bytes))
+                notify(PreparationProgress("tokenizing", done, reading.bytes))
     assert train.count.bytes + validation.count.bytes == reading.bytes, "text was lost"
     if train.count.tokens == 0:
         raise DataError(f"{_listed(sources)}: all of its text is held out; lower validation_fraction.")
@@ -233,7 +263,7 @@ def _build(
         documents_cut_by_the_split=split.documents_cut,
     )
     tokenizer.save_pretrained(folder / "tokenizer")
-    facts: dict[str, Any] = {"dtype": dtype.str, "ledger": ledger.as_dict()}
+    facts = {"dtype": dtype.str, "ledger": ledger.as_dict(), "file_sizes": _file_sizes(folder)}
     (folder / "store.json").write_text(json.dumps(facts, indent=2))
 
 

@@ -2,8 +2,8 @@
 
 1. `find_sources` turns the setting into a list of sources: the embedded text, files, a hub data set.
 2. `Source.fingerprint` names its content, so that a token store is never reused for other text.
-3. `read_documents` streams the text as pieces of at most about a megabyte. A piece ends where cutting
-   cannot change how GPT-2 tokenizes it; the last piece of a document says so.
+3. `read_documents` streams the text as pieces of one to two million characters at most. A piece ends
+   where cutting cannot change how GPT-2 tokenizes it; the last piece of a document says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gptcli.config.schema import DataSettings
 from gptcli.data.builtin_text import PYTHON_DOCS, python_docs
 from gptcli.data.ledger import Reading
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
-from gptcli.hub import first_line, is_network_failure
+from gptcli.hub import first_line, is_network_failure, use_cache_if_unreachable
 
 END_OF_TEXT = "<|endoftext|>"
 TEXT_SUFFIXES = (".txt", ".md")
@@ -64,11 +64,15 @@ class FileSource:
     path: Path
 
     def __str__(self) -> str:
-        return str(self.path)
+        # A name that is not UTF-8 is shown with escapes, so that it can be printed and written.
+        return str(self.path).encode(errors="backslashreplace").decode()
 
     def fingerprint(self) -> str:
-        with self.path.open("rb") as file:
-            return f"file:{self.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        try:
+            with self.path.open("rb") as file:
+                return f"file:{self.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        except OSError as error:
+            raise DataError(f"{self} cannot be read: {error.strerror}.") from error
 
     @property
     def suffix(self) -> str:
@@ -101,16 +105,18 @@ Source = BuiltinSource | FileSource | HubSource
 def find_sources(
     setting: str | list[str], data: DataSettings, reading: Reading, *, name: str = "data.source"
 ) -> list[Source]:
-    """Return what `setting` stands for, files sorted by path, each file once.
+    """Return what `setting` stands for: a folder's or glob's files sorted by path, each file once.
 
     Counts files that a folder holds but that are not read in `reading`. Raises DataError if there is
     nothing to read, and EnvironmentProblem if the hub cannot be reached.
     """
     _check_encoding(data.encoding)
-    sources: dict[str, Source] = {}
+    sources: dict[object, Source] = {}
     for item in [setting] if isinstance(setting, str) else setting:
         for source in _find_source(item, data, reading, name):
-            sources.setdefault(str(source), source)
+            # One file may be given by several paths.
+            key = source.path.resolve() if isinstance(source, FileSource) else str(source)
+            sources.setdefault(key, source)
     for source in sources.values():
         if isinstance(source, FileSource):
             _check_file(source)
@@ -122,10 +128,15 @@ def _find_source(item: str, data: DataSettings, reading: Reading, name: str) -> 
         if item != f"builtin:{PYTHON_DOCS}":
             raise ConfigError(f"{name} is {item}; the embedded text is builtin:{PYTHON_DOCS}.")
         return [BuiltinSource(PYTHON_DOCS)]
-    path = Path(item).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(item).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist.
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{name}: {item:.60} cannot be looked up: {problem}.") from error
+    if is_folder:
         return _files_of_folder(path, reading, name)
-    if path.exists():
+    if is_there:
         if FileSource(path).suffix not in TEXT_SUFFIXES + ROW_SUFFIXES:
             raise DataError(
                 f"{item}: files of type {path.suffix or '(no suffix)'} are not read. "
@@ -151,10 +162,15 @@ def _find_source(item: str, data: DataSettings, reading: Reading, name: str) -> 
 
 
 def _files_of_folder(folder: Path, reading: Reading, name: str) -> list[Source]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
     files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        files += [Path(parent, entry) for entry in names if not entry.startswith(".")]
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        # A link to a folder may lead round in a circle: it is not followed, but listed as left out.
+        links = [entry for entry in folders if Path(parent, entry).is_symlink()]
+        files += [Path(parent, entry) for entry in (*names, *links) if not entry.startswith(".")]
     readable = _readable_files(sorted(files), reading)
     if not readable:
         suffixes = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
@@ -165,10 +181,13 @@ def _files_of_folder(folder: Path, reading: Reading, name: str) -> list[Source]:
 def _readable_files(files: list[Path], reading: Reading) -> list[Source]:
     readable: list[Source] = []
     for file in files:
-        if FileSource(file).suffix in TEXT_SUFFIXES + ROW_SUFFIXES:
-            readable.append(FileSource(file))
+        source = FileSource(file)
+        is_text = source.suffix in TEXT_SUFFIXES + ROW_SUFFIXES and not file.is_dir()
+        # Only a file that is named itself must hold text; among others, an empty one is nothing lost.
+        if is_text and not (file.is_file() and file.stat().st_size == 0):
+            readable.append(source)
         elif len(reading.files_left_out) < MAX_LISTED:
-            reading.files_left_out.append(str(file))
+            reading.files_left_out.append(str(source))
     return readable
 
 
@@ -194,7 +213,8 @@ def _check_file(source: FileSource) -> None:
 
 
 def _load_from_hub(name: str, data: DataSettings) -> HubSource:
-    import datasets
+    use_cache_if_unreachable()
+    import datasets  # Now, because it reads at import whether it may ask the hub.
 
     try:
         rows = datasets.load_dataset(name, data.hub_subset, split=data.hub_split)
@@ -211,7 +231,7 @@ def _load_from_hub(name: str, data: DataSettings) -> HubSource:
 
 
 def read_documents(sources: Iterable[Source], data: DataSettings, reading: Reading) -> Iterator[Piece]:
-    """Yield the text of all documents of `sources`, in order, in pieces of at most about a megabyte.
+    """Yield the text of all documents of `sources`, in order, in pieces.
 
     Documents that are only white space are dropped, CRLF becomes LF, a byte-order mark is removed, and
     all of it is counted in `reading`.
@@ -233,7 +253,8 @@ def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterato
             _check_column(data.columns.text, rows.column_names, str(source))
             for number, row in enumerate(rows.select_columns([data.columns.text]), 1):
                 reading.rows += 1
-                yield from _pieces_of_row(row[data.columns.text], f"{source}: row {number}")
+                where = f"{source}: row {number}"
+                yield from _pieces_of_row(row[data.columns.text], where, data, reading)
         case FileSource():
             reading.files += 1
             try:
@@ -241,20 +262,22 @@ def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterato
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise DataError(f"{source} is not a whole gzip file: {error}.") from error
             except OSError as error:
-                raise DataError(f"{source} cannot be read: {error}.") from error
+                raise DataError(f"{source} cannot be read: {first_line(error)}.") from error
 
 
 def _pieces_of_file(source: FileSource, data: DataSettings, reading: Reading) -> Iterator[Piece]:
     if source.suffix == ".parquet":
         for where, value in _parquet_values(source, data.columns.text):
             reading.rows += 1
-            yield from _pieces_of_row(value, where)
+            yield from _pieces_of_row(value, where, data, reading)
         return
     chunks = _decoded_chunks(source, data, reading)
     if source.suffix in TEXT_SUFFIXES:
         if data.text_unit == "line":
             for line in _lines(chunks):
-                yield Piece(line.rstrip("\r\n"), True)
+                reading.carriage_returns_removed += line.endswith("\r\n")
+                end = "\r\n" if line.endswith("\r\n") else "\n"
+                yield from _pieces_of_text(_slices(line.removesuffix(end)))
         else:
             yield from _pieces_of_text(chunks)
         return
@@ -265,7 +288,7 @@ def _pieces_of_file(source: FileSource, data: DataSettings, reading: Reading) ->
     )
     for where, value in values:
         reading.rows += 1
-        yield from _pieces_of_row(value, where)
+        yield from _pieces_of_row(value, where, data, reading)
 
 
 def _open_binary(path: Path) -> BinaryIO:
@@ -303,7 +326,7 @@ def _decoded_chunks(source: FileSource, data: DataSettings, reading: Reading) ->
                     reading.byte_order_marks_removed += 1
                     text = text[1:]
             if text:
-                yield text
+                yield _whole_characters(text, str(source), data, reading)
             if not block:
                 return
 
@@ -316,6 +339,21 @@ def _undecodable(source: FileSource, encoding: str, offset: int, byte: int) -> s
         "gb18030, ...); to replace such bytes and count them, set data.encoding_errors to replace."
     )
     return f"{source}: byte 0x{byte:02x} at offset {offset:,} is not {encoding.upper()}. {hint}"
+
+
+def _whole_characters(text: str, where: str, data: DataSettings, reading: Reading) -> str:
+    """Return `text` without lone surrogates, which JSON can write (\\ud83d) but UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        if data.encoding_errors == "strict":
+            raise DataError(
+                f"{where}: \\u{ord(text[error.start]):04x} is half of a surrogate pair, no character. "
+                "Mend it; to replace and count such halves, set data.encoding_errors to replace."
+            ) from error
+        text, count = re.subn("[\ud800-\udfff]", "\ufffd", text)
+        reading.lone_surrogates_replaced += count
+    return text
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -334,7 +372,12 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
 
 # A cut before white space that follows text is exact: in GPT-2's splitting pattern no match crosses it
 # and nothing looks back over it. "\r\n" and <|endoftext|> are never cut apart there either.
-_LAST_SAFE_CUT = re.compile(r".*\S(?=[ \n\r\t])", re.DOTALL)
+_LAST_WHITE_SPACE = re.compile(r".*\S(?=[ \n\r\t])", re.DOTALL)
+# The same is true before punctuation that follows a letter or digit, for scripts without spaces.
+_LAST_PUNCTUATION = re.compile(
+    r".*(?:[^\W_](?=[.,;:!?<\u3001\u3002\uff0c\uff0e\uff1a\uff1b\uff01\uff1f])|.(?=<\|endoftext\|>))",
+    re.DOTALL,
+)
 
 
 def _pieces_of_text(chunks: Iterable[str]) -> Iterator[Piece]:
@@ -344,22 +387,29 @@ def _pieces_of_text(chunks: Iterable[str]) -> Iterator[Piece]:
         held += chunk
         if len(held) < READ_BYTES:
             continue
-        cut = _LAST_SAFE_CUT.match(held)
-        # Scripts without spaces have lines; a text with neither is cut at the size of two pieces.
-        end = cut.end() if cut else (0 if len(held) < 2 * READ_BYTES else READ_BYTES)
+        cut = _LAST_WHITE_SPACE.match(held) or _LAST_PUNCTUATION.match(held)
+        if cut:
+            end = cut.end()
+        elif len(held) >= 2 * READ_BYTES:
+            # One endless word, or nothing but white space: this cut may change the tokens beside it.
+            end = READ_BYTES - (held[READ_BYTES - 1 : READ_BYTES + 1] == "\r\n")
+        else:
+            end = 0
         if end:
             yield Piece(held[:end], False)
             held = held[end:]
     yield Piece(held, True)
 
 
-def _pieces_of_row(value: object, where: str) -> Iterator[Piece]:
+def _slices(text: str) -> Iterator[str]:
+    return (text[start : start + READ_BYTES] for start in range(0, len(text), READ_BYTES))
+
+
+def _pieces_of_row(value: object, where: str, data: DataSettings, reading: Reading) -> Iterator[Piece]:
     if value is None:
         yield Piece("", True)
     elif isinstance(value, str):
-        yield from _pieces_of_text(
-            value[start : start + READ_BYTES] for start in range(0, len(value), READ_BYTES)
-        )
+        yield from _pieces_of_text(_slices(_whole_characters(value, where, data, reading)))
     else:
         raise DataError(f"{where}: the text is {type(value).__name__} {value!r:.60}, not a string.")
 
@@ -382,7 +432,7 @@ def _jsonl_values(
         where = f"{source}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for an endless number.
             raise DataError(f"{where} is not JSON: {first_line(error)}.") from error
         if not isinstance(row, dict):
             raise DataError(f"{where} is not a JSON object: {line.strip()[:60]}.")
@@ -443,7 +493,8 @@ def _split_at_markers(pieces: Iterable[Piece], reading: Reading) -> Iterator[Pie
                 yield Piece(lead + part, ends)
                 is_open, lead = not ends, ""
             else:
-                # What stands behind the last marker of a file is no document unless it has text.
-                reading.empty_documents_dropped += ends and not follows_marker
+                # What stands behind a document's last marker is no document unless it has text.
+                reading.empty_documents_dropped += ends and (ends_at_marker or not follows_marker)
                 lead = "" if ends else lead + part
-            follows_marker = ends_at_marker
+            if ends:
+                follows_marker = ends_at_marker

@@ -44,7 +44,7 @@ class TokenStore:
         return self._document_ends
 
     def read_circular(self, begin: int, length: int) -> np.ndarray:
-        """Return (length,) tokens from `begin`, going on at the start after the end."""
+        """Return (length,) tokens, one or more, from `begin`, going on at the start after the end."""
         begin %= self.token_count
         parts = []
         while length:
@@ -53,11 +53,6 @@ class TokenStore:
             length -= len(part)
             begin = 0
         return np.concatenate(parts)
-
-
-def split_size_bytes(count: SplitCount, dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Return the sizes that the two files of a whole split have."""
-    return count.tokens * dtype.itemsize, count.documents * _BOUNDARY.itemsize
 
 
 class SplitWriter:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.config.schema import TokenizerTraining
 from gptcli.data.sources import END_OF_TEXT
 from gptcli.errors import ModelError
-from gptcli.hub import hub_problem
+from gptcli.hub import hub_problem, use_cache_if_unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,17 +64,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises ModelError if there is none or it has no end-of-text token, EnvironmentProblem if the hub
     cannot be reached.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GPT2TokenizerFast
 
+    kind: Any = AutoTokenizer
     folder = Path(name).expanduser()
-    if folder.is_dir() and not any(
-        (folder / file).is_file() for file in ("tokenizer.json", "vocab.json")
-    ):
-        raise ModelError(f"{name} holds no tokenizer: tokenizer.json (or vocab.json) is missing.")
+    if folder.is_dir():
+        name = str(folder)
+        files = {file.name for file in folder.iterdir()}
+        if "tokenizer.json" not in files and not files >= {"vocab.json", "merges.txt"}:
+            raise ModelError(
+                f"{name} holds no tokenizer: tokenizer.json (or vocab.json and merges.txt) is missing."
+            )
+        if not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+            # GPT-2's tokenizer as OpenAI published it: two files that do not say what they are.
+            kind = GPT2TokenizerFast
+    else:
+        use_cache_if_unreachable()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else name, trust_remote_code=False
-        )
+        tokenizer = kind.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # `transformers` raises whatever its parsers raise.
         raise hub_problem("tokenizer", name, error) from error
     if not tokenizer.is_fast:
@@ -95,8 +102,9 @@ def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[l
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return a hash of everything that decides how text becomes ids."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Return a hash of everything that decides how documents become ids."""
+    rules = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
+    return hashlib.sha256(rules.encode()).hexdigest()
 
 
 def tokenizer_summary(tokenizer: Any) -> dict[str, Any]:

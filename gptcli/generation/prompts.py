@@ -11,6 +11,8 @@ from pathlib import Path
 from gptcli.errors import DataError
 
 STANDARD_INPUT = "-"
+# Files whose lines are no prompts. Other names are text: /dev/fd/63 of a shell, prompts.en, ...
+OTHER_SUFFIXES = (".csv", ".gz", ".json", ".parquet", ".pdf", ".docx", ".zip")
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,16 @@ class Prompt:
 
 
 def read_prompts(source: str) -> list[Prompt]:
-    """Return the prompts of a .txt file (one a line), a .jsonl file (key "prompt" or "text"), or "-".
+    """Return the prompts of a .jsonl file (key "prompt" or "text"), a text file (one a line), or "-".
 
     Standard input is read as text lines, or as JSON lines if its first line is a JSON object.
     Raises DataError naming the line that cannot be read, or if there is none.
     """
     if source == STANDARD_INPUT:
-        name, data = "standard input", sys.stdin.buffer.read()
+        # None if it was closed, as in `gptcli generate <&-`.
+        name, data = "standard input", sys.stdin.buffer.read() if sys.stdin else b""
     else:
-        name, data = source, _read_file(Path(source).expanduser())
+        name, data = source, _read_file(source)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,7 +42,7 @@ def read_prompts(source: str) -> list[Prompt]:
             "Convert the file to UTF-8."
         ) from None
     lines = text.removesuffix("\n").split("\n") if text else []
-    is_json = source.endswith(".jsonl") or (
+    is_json = source.lower().endswith(".jsonl") or (
         source == STANDARD_INPUT and bool(lines) and lines[0].lstrip().startswith("{")
     )
     numbered = ((f"{name}:{number}", line.rstrip("\r")) for number, line in enumerate(lines, 1))
@@ -49,10 +52,12 @@ def read_prompts(source: str) -> list[Prompt]:
     return prompts
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str) -> bytes:
+    if path.lower().endswith(OTHER_SUFFIXES):
+        raise DataError(f"{path}: prompts are read from .txt (one a line) and .jsonl files (--input).")
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        return Path(path).expanduser().read_bytes()
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: ~name of a user who does not exist.
         raise DataError(f"{path}: no such file (--input).") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read (--input): {error.strerror}.") from None

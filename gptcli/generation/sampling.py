@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Below it nothing changes: only the likeliest token is left, and 1e-46 is 0 in float32.
+SMALLEST_TEMPERATURE = 1e-30
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -31,14 +34,16 @@ class Sampling:
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Return logits over the temperature, with -inf for tokens that are not to be chosen.
+        """Return logits, less their maximum, over the temperature; -inf is never to be chosen.
 
         In the order of Hugging Face's `generate`: temperature, top-k, top-p. Top-k keeps ties with the
         k-th; top-p keeps the fewest likeliest tokens whose probabilities add up to p or more
         (Holtzman et al., "The curious case of neural text degeneration", 2020).
         """
         if self.temperature is not None:
-            logits = logits / self.temperature
+            # Relative to the likeliest: a temperature close to 0 must not overflow.
+            logits = logits - logits.max(dim=-1, keepdim=True).values
+            logits = logits / max(self.temperature, SMALLEST_TEMPERATURE)
         if self.top_k is not None:
             kth = logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -torch.inf)

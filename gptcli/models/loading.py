@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.data.tokenizing import load_tokenizer
 from gptcli.errors import ModelError
-from gptcli.hub import hub_problem
+from gptcli.hub import hub_problem, use_cache_if_unreachable
 
 if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"  # Which of several files holds which weight.
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
     source = name if folder is None else str(folder)
     if folder is not None:
         _check_folder(folder)
+    else:
+        use_cache_if_unreachable()
     from transformers import AutoConfig, GPT2LMHeadModel
 
     try:
@@ -45,9 +48,15 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
         raise hub_problem("model", source, error) from error
     if config.model_type != "gpt2":
         raise ModelError(f"{source} is a {config.model_type} model; gptcli works with GPT-2 models.")
+    _check_index(source, folder)
     try:
         model, report = GPT2LMHeadModel.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # Said by _check_report, in one line.
+            output_loading_info=True,
         )
     except Exception as error:
         raise hub_problem("model", source, error) from error
@@ -57,7 +66,12 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
 
 def _model_folder(name: str) -> Path | None:
     """Return the folder that `name` is, the model of a run folder that it is, or None for a hub name."""
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise ModelError("--model is empty; it takes a folder or a hub name such as gpt2.")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~name of a user who does not exist; refused below.
+        path = Path(name)
     if (path / "run.json").is_file():
         if not (path / "model" / "config.json").is_file():
             raise ModelError(f"{name} is a run that has no model yet; it is written when it ends.")
@@ -68,8 +82,6 @@ def _model_folder(name: str) -> Path | None:
         raise ModelError(f"{name} is a file; --model takes a model folder, a run folder or a hub name.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise ModelError(f"{name}: no such folder. --model takes a folder or a hub name such as gpt2.")
-    if not name.strip():
-        raise ModelError("--model is empty; it takes a folder or a hub name such as gpt2.")
     return None
 
 
@@ -88,13 +100,34 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} is a {kind} model; gptcli works with GPT-2 models.")
     if facts.get("auto_map"):
         raise ModelError(f"{config} names code to run (auto_map); gptcli runs no code of a model.")
-    if not any((folder / file).is_file() for file in WEIGHT_FILES):
-        raise ModelError(f"{folder} has no weights: model.safetensors is missing.")
+    if not any((folder / file).is_file() for file in (WEIGHTS, WEIGHTS_INDEX)):
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        but = f" {pickles[0]} is pickle, which can run code and is not read." if pickles else ""
+        raise ModelError(f"{folder} has no weights: {WEIGHTS} is missing.{but}")
+
+
+def _check_index(source: str, folder: Path | None) -> None:
+    """Refuse an index that names pickle files: `from_pretrained` would read them."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        index = folder / WEIGHTS_INDEX if folder else Path(hf_hub_download(source, WEIGHTS_INDEX))
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError):
+        return  # All weights are in one file.
+    except Exception as error:
+        raise hub_problem("weight index", source, error) from error
+    for file in sorted(map(str, files)):
+        if not file.endswith(".safetensors"):
+            raise ModelError(f"{source}: its weights are in {file}; only safetensors files are read.")
 
 
 def _check_report(name: str, report: Any) -> None:
     """Refuse weights that do not fit: `from_pretrained` would go on with random ones."""
     for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
-        names = sorted(str(item) for item in report.get(key) or () if item != "lm_head.weight")
+        # A weight of another shape comes with both shapes.
+        items = report.get(key) or ()
+        names = sorted(item if isinstance(item, str) else item[0] for item in items)
         if names:
-            raise ModelError(f"{name}: {len(names)} weights are {what}, {names[0]} for one.")
+            raise ModelError(f"{name} is no whole model: weights are {what}, {names[0]} for one.")

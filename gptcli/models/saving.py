@@ -26,8 +26,10 @@ def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folde
         tokenizer.save_pretrained(staging)
         # One file, however large: several could not be replaced at once.
         model.save_pretrained(staging, max_shard_size="1TB")
+        mode = (staging / "config.json").stat().st_mode
         folder.mkdir(exist_ok=True)
         for file in sorted(staging.iterdir()):
+            file.chmod(mode)  # safetensors makes files that only their owner can read.
             replace_file(file, folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.config.schema import MAX_SEED, GenerationSettings, RuntimeSettings
 from gptcli.data.batches import mix
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import ConfigError, DataError, ModelError
 from gptcli.generation.decoder import Finished, TextStream, continue_prompt
 from gptcli.generation.prompts import Prompt
 from gptcli.generation.sampling import Sampling
@@ -75,11 +75,18 @@ class Generator:
         """Return the prompt as tokens with the room it leaves.
 
         An empty prompt starts from end-of-text. Raises ConfigError (DataError for a line of a file) for
-        a prompt that leaves no room.
+        a prompt that is no text or leaves no room, ModelError for a tokenizer of another model.
         """
         tokenizer = self.loaded.tokenizer
         error = ConfigError if prompt.origin is None else DataError
         where = "The prompt" if prompt.origin is None else f"{prompt.origin}: the prompt"
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError as problem:
+            # An argument's bytes that are not UTF-8, or \ud800 in JSON.
+            raise error(
+                f"{where} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
+            ) from None
         prompt_ids = tokenizer.encode(prompt.text, add_special_tokens=False)
         if len(prompt_ids) >= self.context_length:
             raise error(
@@ -97,7 +104,14 @@ class Generator:
                 f"{where} has {len(prompt_ids)} tokens; --max-length {max_length} counts them and "
                 "leaves no room for new ones. Raise it, or use --max-new-tokens."
             )
-        return PromptRun(prompt, prompt_ids or [tokenizer.eos_token_id], max_new_tokens)
+        prompt_ids = prompt_ids or [tokenizer.eos_token_id]
+        vocab_size = self.loaded.model.config.vocab_size
+        if max(prompt_ids) >= vocab_size:
+            raise ModelError(
+                f"{self.loaded.name}: its tokenizer makes token {max(prompt_ids)} of a prompt, but the "
+                f"model knows {vocab_size} tokens. They do not belong together."
+            )
+        return PromptRun(prompt, prompt_ids, max_new_tokens)
 
     def run(
         self, planned: PromptRun, number: int, on_text: OnText = lambda sequence, text: None

@@ -22,7 +22,7 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import TrainingBatches, evaluation_batches
 from gptcli.data.preparation import PreparationProgress, PreparedText, prepare_text
 from gptcli.data.tokenizing import tokenizer_summary
-from gptcli.errors import ConfigError, DataError, ModelError
+from gptcli.errors import ConfigError, DataError, Diverged, ModelError
 from gptcli.evaluation.perplexity import TextScore, score_text
 from gptcli.files import write_text
 from gptcli.models.architecture import count_parameters, model_config, new_model
@@ -139,10 +139,11 @@ def run_pretraining(
     notify(Note(f"Device: {compute.describe()}."))
     resumed_from = None
     if resume and not dry_run:
-        _check_settings_match(settings, folder)
         resumed_from, warnings = newest_whole(folder.checkpoints)
         for warning in warnings:
             notify(Note(warning, is_warning=True))
+        if resumed_from is not None:
+            _check_settings_match(settings, folder)
     text = prepare_text(settings, notify)
     run = _Run(settings, folder, compute, text, notify)
     if dry_run:
@@ -224,7 +225,7 @@ class _Run:
         except BaseException as error:
             self._write_end(f"stopped: {type(error).__name__}")
             raise
-        if self.text.validation is None:
+        if self.progress.best is None:
             save_model(self.model, self.text.tokenizer, self.folder.model)
         self._write_end("finished")
 
@@ -249,7 +250,7 @@ class _Run:
             path = save_checkpoint(
                 self.folder.checkpoints, self.model, self.optimizers, self.progress, fingerprints
             )
-            remove_old_checkpoints(self.folder.checkpoints, settings.training.keep_checkpoints)
+            remove_old_checkpoints(self.folder.checkpoints, settings.training.keep_checkpoints, path)
             self.notify(Saved(path))
 
     def _evaluate(self, step: int) -> None:
@@ -268,7 +269,12 @@ class _Run:
             self._validation_bytes(),
             self.compute,
         )
-        # A comparison with a loss that is not a number is false: that is never the best.
+        # Beyond a float: stopping here keeps these weights out of checkpoints and model/.
+        if not math.isfinite(score.perplexity):
+            raise Diverged(
+                f"The held-out loss after step {step} is {score.loss:g}: training has diverged. Start "
+                "again with a lower training.learning_rate, or more training.warmup_steps."
+            )
         is_best = score.loss < (progress.best["loss"] if progress.best else math.inf)
         entry = {
             "step": step,
@@ -289,7 +295,9 @@ class _Run:
         if max_tokens is None or max_tokens >= validation.token_count:
             return validation.count.bytes
         token_ids = validation.read_circular(0, max_tokens).tolist()
-        scored = self.text.tokenizer.decode(token_ids, skip_special_tokens=True)
+        scored = self.text.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return max(1, len(scored.encode()))
 
     def result(self, ended: str) -> PretrainResult:
@@ -308,8 +316,7 @@ class _Run:
         )
 
     def _write_start(self, fingerprints: Fingerprints) -> None:
-        """Write what describes the run: config.yaml, data.json, run.json."""
-        write_text(self.folder.config, dump_settings(self.settings))
+        """Write what describes the run: run.json, config.yaml, data.json."""
         lengths = self.batches.sequences_per_epoch * self.context_length
         epoch = {
             "sequences": self.batches.sequences_per_epoch,
@@ -317,7 +324,6 @@ class _Run:
             "tokens_lost": max(0, self.text.train.token_count - lengths),
         }
         ledger = {**self.text.ledger.as_dict(), "epoch": epoch}
-        write_text(self.folder.ledger, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
         self._facts: dict[str, Any] = {
             "command": sys.argv,
             "working_directory": str(Path.cwd()),
@@ -343,6 +349,8 @@ class _Run:
             "started_at_step": self.progress.step,
         }
         self._write_end("running")
+        write_text(self.folder.config, dump_settings(self.settings))
+        write_text(self.folder.ledger, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
 
     def _write_end(self, ended: str) -> None:
         """Write run.json: what the run is, how far it came and how it ended."""
@@ -382,8 +390,6 @@ def _micro_batch_size(settings: Settings, vocab_size: int, context_length: int) 
 
 def _check_settings_match(settings: Settings, folder: RunFolder) -> None:
     """Refuse to resume with a setting that would make the rest of the run another run."""
-    if not folder.config.is_file():
-        return
     before = _flatten(load_settings(folder.config).model_dump())
     now = _flatten(settings.model_dump())
     problems = [

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gptcli.errors import ModelError
+from gptcli.errors import EnvironmentProblem, ModelError
 from gptcli.files import flush_to_disk
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
@@ -59,7 +60,10 @@ def save_checkpoint(
     progress: Progress,
     fingerprints: Fingerprints,
 ) -> Path:
-    """Write a checkpoint of `progress.step` into `folder` and return its path once it is on disk."""
+    """Write a checkpoint of `progress.step` into `folder` and return its path once it is on disk.
+
+    Raises EnvironmentProblem if the disk does not take it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{progress.step:08d}"
     staging = folder / f".{name}.partial"
@@ -67,8 +71,8 @@ def save_checkpoint(
     staging.mkdir()
     try:
         weights = {name: weight.detach() for name, weight in model.named_parameters()}
-        save_file(_on_cpu(weights), staging / MODEL_FILE)
-        save_file(_on_cpu(optimizers.state_tensors()), staging / OPTIMIZER_FILE)
+        _write_tensors(weights, staging / MODEL_FILE)
+        _write_tensors(optimizers.state_tensors(), staging / OPTIMIZER_FILE)
         state = {"progress": asdict(progress), "fingerprints": asdict(fingerprints)}
         (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
         manifest = {file: _describe_file(staging / file) for file in CONTENT_FILES}
@@ -158,17 +162,26 @@ def read_state(checkpoint: Path) -> SavedState:
     return SavedState(Progress(**state["progress"]), Fingerprints(**state["fingerprints"]))
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`, and what interrupted saves have left."""
-    for checkpoint in list_checkpoints(folder)[keep:]:
+def remove_old_checkpoints(folder: Path, keep: int, newest: Path | None = None) -> None:
+    """Remove all but the `keep` newest up to `newest`, and what interrupted saves have left.
+
+    newest: the one just saved. Those of later steps are damaged: resuming has passed them over.
+    """
+    checkpoints = list_checkpoints(folder)
+    begin = checkpoints.index(newest) if newest else 0
+    for checkpoint in checkpoints[:begin] + checkpoints[begin + keep :]:
         shutil.rmtree(checkpoint)
     for path in folder.iterdir():
         if _STAGING_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
 
-def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(on_cpu, path)
+    except SafetensorError as error:  # Not an OSError, also where the disk is full.
+        raise EnvironmentProblem(f"{path} cannot be written: {error}.") from error
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

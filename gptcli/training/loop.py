@@ -156,6 +156,6 @@ def _stop_if_not_finite(step: int, loss: float, grad_norm: float) -> None:
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
             raise Diverged(
-                f"The {name} of step {step + 1} is {value}; its update was not made. Resume from the "
-                "last checkpoint with a lower training.learning_rate, or more training.warmup_steps."
+                f"The {name} of step {step + 1} is {value}; its update was not made. Start again with "
+                "a lower training.learning_rate, or more training.warmup_steps."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ class RunFolder:
 
     @property
     def run(self) -> Path:
+        """Written first and removed last: a folder with it holds a run."""
         return self.path / "run.json"
 
     @property
@@ -51,6 +53,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}.") from error
+        if not os.access(self.path, os.W_OK):
+            raise EnvironmentProblem(f"{self.path} cannot be written: permission denied.")
         if not is_used:
             return
         if not resume and not overwrite:
@@ -58,9 +62,10 @@ class RunFolder:
                 f"{self.path} is not empty. Continue its run with --resume, replace it with "
                 "--overwrite, or choose another --output-dir."
             )
-        if not self.config.is_file():
+        # Not config.yaml, which a folder of other things may well have.
+        if not self.run.is_file():
             raise ConfigError(
-                f"{self.path} is not empty and holds no run (no config.yaml); it is left alone. "
+                f"{self.path} is not empty and holds no run (no run.json); it is left alone. "
                 "Choose another --output-dir."
             )
 
@@ -71,5 +76,5 @@ class RunFolder:
             assert not list_checkpoints(self.checkpoints)
         if self.model.is_dir() and not self.model.is_symlink():
             shutil.rmtree(self.model)
-        for file in (self.config, self.run, self.ledger, self.metrics):
+        for file in (self.config, self.ledger, self.metrics, self.run):
             file.unlink(missing_ok=True)

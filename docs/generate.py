@@ -1,0 +1,55 @@
+"""Write the generated pages of docs/: `make docs`. A test checks that they are up to date."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gptcli.config.describing import describe_settings
+
+COMMANDS = ("pretrain", "generate")
+
+
+def describe_commands() -> str:
+    """Return a Markdown page with the help of every command."""
+    parts = ["# Commands\n"]
+    for command in ((), *((name,) for name in COMMANDS)):
+        shown = " ".join(("gptcli", *command, "--help"))
+        # The width is fixed: help is wrapped to the terminal.
+        result = subprocess.run(
+            [sys.executable, "-m", "gptcli", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"TERMINAL_WIDTH": "100", "COLUMNS": "100", "PATH": ""},
+        )
+        lines = [line.rstrip() for line in result.stdout.splitlines()]
+        parts.append(f"## `{shown}`\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n")
+    return "\n".join(parts) + EXIT_CODES
+
+
+EXIT_CODES = """
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a bug in gptcli |
+| 2 | usage or config |
+| 3 | data |
+| 4 | model or checkpoint |
+| 5 | environment: device, disk, network, folder |
+| 6 | diverged: a loss or gradient that is not finite |
+| 130 | interrupted with Ctrl-C |
+"""
+
+
+def pages() -> dict[str, str]:
+    """Return {file name: content} of the generated pages."""
+    return {"configuration.md": describe_settings(), "commands.md": describe_commands()}
+
+
+if __name__ == "__main__":
+    for name, content in pages().items():
+        Path(__file__).with_name(name).write_text(content, encoding="utf-8")

@@ -1,0 +1,137 @@
+"""What tests share: a throw-away tokenizer, a 2-layer model, the command line as a person uses it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+# Read when transformers is imported, here and in every process that a test starts.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads cost these small models more than they bring, above all where tests run beside other work.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from gptcli.config.schema import ModelSettings, TokenizerTraining
+from gptcli.data.tokenizing import train_tokenizer
+from gptcli.models.architecture import model_config, new_model
+from gptcli.models.saving import save_model
+
+REPOSITORY = Path(__file__).parent.parent
+# Real data beside the project; tests that want it skip where it is absent.
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# Long enough for a vocabulary of 300 and for a few sequences.
+SENTENCES = [
+    f"The {size} {animal} sat on the {place}, and it was {mood}.\n"
+    for size in ("small", "large", "old")
+    for animal in ("cat", "dog", "owl")
+    for place in ("mat", "roof", "wall")
+    for mood in ("happy", "sad", "asleep")
+]
+TEXT = "".join(SENTENCES)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep every test off the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(iter([TEXT]), TokenizerTraining(vocab_size=300))
+
+
+@pytest.fixture(scope="session")
+def model_settings() -> ModelSettings:
+    return ModelSettings(n_layer=2, n_head=2, n_embd=32, context_length=32)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast, model_settings: ModelSettings) -> GPT2LMHeadModel:
+    """A GPT-2 of two layers, 32 wide, with random weights and a context of 32."""
+    return new_model(model_config(model_settings, tokenizer), seed=0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerFast,
+    model_settings: ModelSettings,
+) -> Path:
+    """The same model, saved."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(new_model(model_config(model_settings, tokenizer), seed=0), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, text_file: Path) -> Path:
+    """The config of a run of a few seconds."""
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"""\
+model: {{n_layer: 2, n_head: 2, n_embd: 32, context_length: 32}}
+tokenizer:
+  train: {{vocab_size: 300}}
+data:
+  source: {text_file}
+training:
+  max_steps: 6
+  batch_size: 4
+  learning_rate: 1e-3
+  warmup_steps: 2
+  save_steps: 3
+evaluation: {{eval_steps: 3}}
+runtime: {{device: cpu, precision: fp32}}
+logging: {{log_steps: 1}}
+"""
+    )
+    return file
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def gptcli(tmp_path: Path) -> Cli:
+    """Run `gptcli` in a process of its own, from a folder of its own; return what it printed."""
+
+    def run(
+        *arguments: str | Path, stdin: str | None = "", environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gptcli", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data sets (../shared/data) are not here")
+    return SHARED_DATA

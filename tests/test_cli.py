@@ -1,0 +1,262 @@
+"""The command line as a whole: exit codes, one-line errors, where output goes and what it may hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+import gptcli
+from gptcli.cli import main
+from tests.conftest import REPOSITORY
+
+COMMANDS = ["pretrain", "generate"]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "gptcli", *map(str, arguments)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **changes}
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[TextIO]:
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as file:
+        yield file
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["gptcli", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+# Help and version
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["-h"],
+        ["--version"],
+        *([name, "--help"] for name in COMMANDS),
+        ["pretrain", "--config", "missing.yaml"],
+        ["generate", "hello", "--model", "m", "--temperature", "0"],
+    ],
+)
+def test_help_and_config_errors_import_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from gptcli.cli import main\n"
+        f"sys.argv = ['gptcli', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'tokenizers', 'numpy', 'pyarrow'}\n"
+        "print('heavy:', *sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_version_is_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "--version") == 0
+    assert capsys.readouterr() == (f"gptcli {gptcli.__version__}\n", "")
+
+
+def test_help_goes_to_stdout_and_names_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "--help") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [name for name in COMMANDS if re.search(rf"^  {name}  \S", out, re.MULTILINE)] == COMMANDS
+
+
+def test_without_arguments_the_help_is_shown_and_the_exit_code_is_for_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: gptcli")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "help_command"),
+    [
+        (["fly"], "'fly'", "gptcli"),
+        (["pretran"], "'pretrain'?", "gptcli"),
+        (["--fly"], "--fly", "gptcli"),
+        (["pretrain"], "'--config'", "gptcli pretrain"),
+        (["pretrain", "--config"], "'--config'", "gptcli"),
+        (["pretrain", "--confg", "a.yaml"], "--config", "gptcli pretrain"),
+        (["pretrain", "--config", "a.yaml", "b.yaml"], "b.yaml", "gptcli pretrain"),
+        (["generate", "a", "--model", "m", "--top-k", "many"], "'--top-k'", "gptcli generate"),
+    ],
+)
+def test_a_usage_error_is_one_line_that_leads_to_the_help(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+    help_command: str,
+) -> None:
+    assert run_main(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert re.fullmatch(rf"Error: .*{re.escape(named)}.* See `{help_command} --help`\.", line)
+    assert "?." not in line
+
+
+def test_debug_shows_the_traceback_and_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPTCLI_DEBUG", "1")
+    assert run_main(monkeypatch, "pretrain", "--config", "no.yaml") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1] == "Error: no.yaml: no such config file."
+
+
+def test_control_characters_in_an_error_are_written_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "pretrain", "--config", "a\x1b[2Jb\nc.yaml") == 2
+    assert capsys.readouterr().err == "Error: a\\x1b[2Jb c.yaml: no such config file.\n"
+
+
+def test_ctrl_c_during_training_ends_with_130_and_no_traceback(config_file: Path) -> None:
+    process = subprocess.Popen(
+        command("pretrain", "--config", config_file, "--set", "training.max_steps=1_000_000"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=config_file.parent,
+        env=environment(),
+    )
+    # Does nothing if the line below is reached in time.
+    guard = threading.Timer(60, process.kill)
+    guard.start()
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("Step 3:"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    guard.cancel()
+    assert rest.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in rest
+
+
+# Streams
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
+def test_a_closed_stdout_ends_quietly(closed_pipe: TextIO, arguments: list[str]) -> None:
+    done = subprocess.run(
+        command(*arguments), stdout=closed_pipe, stderr=subprocess.PIPE, env=environment(), timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_generating_for_a_reader_that_has_gone_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_folder: Path,
+    closed_pipe: TextIO,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    options = ["--model", str(model_folder), "--max-new-tokens", "2", "--device", "cpu"]
+    assert run_main(monkeypatch, "generate", "The cat", *options) == 0
+    assert "Error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["fly"], 2)])
+def test_a_closed_stderr_changes_no_exit_code(
+    closed_pipe: TextIO, arguments: list[str], code: int
+) -> None:
+    done = subprocess.run(
+        command(*arguments),
+        stdout=subprocess.DEVNULL,
+        stderr=closed_pipe,
+        env=environment(),
+        timeout=60,
+    )
+    assert done.returncode == code
+
+
+def test_training_goes_on_when_nobody_reads_along(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config_file: Path,
+    closed_pipe: TextIO,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", closed_pipe)
+    run = config_file.parent / "run"
+    options = ["--config", str(config_file), "--output-dir", str(run)]
+    assert run_main(monkeypatch, "pretrain", *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ended"] == "finished"
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_a_full_disk_under_stdout_is_an_environment_error(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*arguments),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            timeout=60,
+        )
+    assert done.returncode == 5
+    assert done.stderr == "Error: The disk is full. Free some space and run this again.\n"
+
+
+def test_no_colour_and_no_bar_when_stderr_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config_file: Path
+) -> None:
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    options = ["--config", str(config_file), "--output-dir", str(config_file.parent / "run")]
+    assert run_main(monkeypatch, "pretrain", *options, "--json") == 0
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\r"} & {*out, *err}
+    assert re.search(r"^Training  step 6/6  loss \d", err, re.MULTILINE)
+    assert len(out.splitlines()) == 1
+    assert json.loads(out)["step"] == 6

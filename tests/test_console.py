@@ -1,0 +1,125 @@
+"""What is written where: control characters, bars and colour on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptcli import console
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9][0-9;]*m")
+
+
+def shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, stream: str, write: Callable[[], None]) -> str:
+    """Return what `write` sends to a terminal that is sys.stdout or sys.stderr."""
+    terminal, side = pty.openpty()
+    blocks: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while block := os.read(terminal, 65536):
+                blocks.append(block)
+        except OSError:  # What Linux says once the other side is closed.
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(side, "w", encoding="utf-8") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, stream, file)
+        write()
+    reader.join()
+    os.close(terminal)
+    return b"".join(blocks).decode()
+
+
+def show_progress() -> None:
+    with console.ProgressDisplay() as display:
+        display.start("Training", 2)
+        display.update(1, "loss 3.1")
+        display.say("Step 1: [bold]fine[/bold] \x1b[31m.")
+        display.update(2, "loss 2.9")
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_terminal_shows_a_bar_in_colour_unless_no_color_is_set(
+    monkeypatch: pytest.MonkeyPatch, no_color: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    shown = shown_on_a_terminal(monkeypatch, "stderr", show_progress)
+    assert "━" in shown
+    assert "loss 2.9" in shown
+    assert bool(COLOUR.search(shown)) == (not no_color)
+    # Neither our markup nor somebody else's escape sequence is acted on.
+    assert "Step 1: [bold]fine[/bold] \\x1b[31m." in shown
+
+
+def test_elsewhere_progress_is_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show_progress()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(
+        r"Training  loss 3\.1  0:00 left\n"
+        r"Step 1: \[bold\]fine\[/bold\] \\x1b\[31m\.\n"
+        r"Training  loss 2\.9  0:00 left\n",
+        err,
+    )
+
+
+def test_results_are_made_safe_for_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a\x1b]0;title\x07b\tc\nd"
+    console.write_result(text)
+    assert capsys.readouterr().out == text + "\n"
+    shown = shown_on_a_terminal(monkeypatch, "stdout", lambda: console.write_result(text))
+    assert shown.replace("\r\n", "\n") == "a\\x1b]0;title\\x07b\tc\nd\n"
+
+
+def test_a_result_that_the_encoding_lacks_is_written_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    console.write_result("é \ud800")
+    assert written.getvalue() == b"\\xe9 \\ud800\n"
+
+
+def test_json_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.write_json({"text": "a\nb\u2028é", "path": str(Path("x"))})
+    assert capsys.readouterr().out == '{"text": "a\\nb\u2028é", "path": "x"}\n'
+
+
+def test_json_never_holds_what_is_no_json() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        console.write_json({"loss": float("nan")})
+
+
+def test_an_error_of_several_problems_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    console.report_error("first\nsecond")
+    assert capsys.readouterr() == ("", "Error: first\nError: second\n")
+
+
+def test_facts_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_facts("Done", [("a", "1"), ("long", "2")])
+    assert capsys.readouterr().err == "Done\n  a     1\n  long  2\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (59.9, "59.9 s"), (60, "1:00"), (3723, "1:02:03")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text

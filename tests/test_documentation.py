@@ -1,0 +1,110 @@
+"""Every command that the documentation shows runs, and the generated pages are up to date."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli import main
+from gptcli.config.loading import load_settings
+from tests.conftest import REPOSITORY, TEXT
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+
+# The commands are run as they are shown, on less work: the last --set wins.
+LESS_WORK = [
+    "model=tiny",
+    "model.context_length=32",
+    "tokenizer.train.vocab_size=300",
+    "training.batch_size=2",
+    "training.warmup_steps=1",
+    "evaluation.eval_steps=4",
+    "evaluation.max_tokens=500",
+    "runtime.device=cpu",
+]
+
+
+def shell_commands(markdown: str) -> list[str]:
+    """Return the lines of the ```sh blocks that call gptcli."""
+    blocks = re.findall(r"```sh\n(.*?)```", markdown, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if "gptcli" in line]
+
+
+def with_less_work(command: str) -> list[str]:
+    arguments = shlex.split(command)
+    if arguments[1] != "pretrain":
+        return arguments
+    steps = 6 if any("max_steps" in argument for argument in arguments) else 4
+    for setting in [*LESS_WORK, f"training.max_steps={steps}"]:
+        arguments += ["--set", setting]
+    return arguments
+
+
+def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "|" in command:
+        before, _, command = command.partition("|")
+        shown = subprocess.run(shlex.split(before), capture_output=True, text=True, check=True)
+        arguments = [sys.executable, "-m", "gptcli", *with_less_work(command.strip())[1:]]
+        subprocess.run(arguments, input=shown.stdout, text=True, check=True)
+        return
+    monkeypatch.setattr(sys, "argv", with_less_work(command))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, command
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the documentation assumes it: the configs, a text, prompts."""
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "my-text" / "one.txt").write_text(TEXT)
+    (tmp_path / "tinyshakespeare.txt").write_text(TEXT)
+    (tmp_path / "prompts.txt").write_text("The small cat\nThe old owl\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    return tmp_path
+
+
+def test_every_command_of_the_readme_and_of_make_demo_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    demo = re.findall(r"^\t\$\(BIN\)/(gptcli .*)$", makefile, re.MULTILINE)
+    shown = shell_commands((REPOSITORY / "README.md").read_text())
+    assert len(demo) == 2
+    assert len(shown) >= 8
+    for command in demo + shown:
+        run_command(command, monkeypatch)
+    assert len((workplace / "texts.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_valid_and_its_command_runs(
+    config: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_settings(config)
+    commands = re.findall(r"^#   (gptcli .*)$", config.read_text(), re.MULTILINE)
+    assert len(commands) == 1
+    run_command(commands[0], monkeypatch)
+    assert (workplace / "runs" / config.stem / "model" / "model.safetensors").is_file()
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    pages = runpy.run_path(str(REPOSITORY / "docs" / "generate.py"))["pages"]()
+    for name, content in pages.items():
+        assert (REPOSITORY / "docs" / name).read_text() == content, f"docs/{name}: run `make docs`"
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

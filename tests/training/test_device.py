@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from gptcli.config.schema import RuntimeSettings
+from gptcli.errors import EnvironmentProblem, ExitCode
+from gptcli.training.device import choose_compute
+
+HAS_CUDA = torch.cuda.is_available()
+HAS_MPS = torch.backends.mps.is_available()
+without_cuda = pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA GPU")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(HAS_CUDA or HAS_MPS, reason="there is a GPU")
+def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
+    compute = choose_compute(RuntimeSettings(threads=1), for_training=False)
+    assert compute.device.type == "cpu"
+    assert compute.describe() == (
+        "cpu (no GPU found; 1 threads), fp32 (exact, and on a CPU the usual choice for generation)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "part"),
+    [
+        pytest.param("cuda", "auto", "runtime.device is cuda, but", marks=without_cuda),
+        pytest.param("cuda:1", "auto", "runtime.device is cuda:1, but", marks=without_cuda),
+        pytest.param(
+            "mps",
+            "auto",
+            "there is no Apple GPU",
+            marks=pytest.mark.skipif(HAS_MPS, reason="there is an Apple GPU"),
+        ),
+        ("cpu", "fp16", "runtime.precision is fp16, which needs a GPU"),
+    ],
+)
+def test_a_device_or_precision_that_cannot_be_is_refused_with_what_to_use_instead(
+    device: str, precision: Precision, part: str
+) -> None:
+    settings = RuntimeSettings(device=device, precision=precision)
+    with pytest.raises(EnvironmentProblem, match=r"Use auto or (cpu|bf16)") as caught:
+        choose_compute(settings, for_training=True)
+    assert part in str(caught.value)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT == 5
+
+
+def test_auto_trains_in_bf16_on_a_cpu_that_multiplies_it_in_hardware() -> None:
+    facts = Path("/proc/cpuinfo")
+    if not facts.is_file():
+        pytest.skip("there is no /proc/cpuinfo to compare with")
+    flags = facts.read_text().split()
+    expected = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
+    compute = choose_compute(RuntimeSettings(device="cpu"), for_training=True)
+    assert compute.precision == expected
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_matrix_products_run_in_the_chosen_precision_and_weights_stay_float32(
+    precision: Precision, dtype: torch.dtype
+) -> None:
+    compute = choose_compute(RuntimeSettings(device="cpu", precision=precision), for_training=True)
+    layer = torch.nn.Linear(4, 4)
+    with compute.autocast():
+        product = layer(torch.ones(1, 4))
+    assert product.dtype == compute.dtype == dtype
+    product.sum().backward()
+    assert layer.weight.dtype == torch.float32
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+def test_threads_are_set_as_asked() -> None:
+    choose_compute(RuntimeSettings(device="cpu", threads=1), for_training=True)
+    assert torch.get_num_threads() == 1
