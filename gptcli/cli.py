@@ -16,7 +16,7 @@ import typer.exceptions
 from gptcli import __version__, console
 from gptcli.commands.generate import generate
 from gptcli.commands.pretrain import pretrain
-from gptcli.errors import ExitCode, GptcliError
+from gptcli.errors import ExitCode, GptcliError, InterruptedRun
 
 # Plain help: drawing it with rich would take twice as long as all the rest of `gptcli --help`.
 app = typer.Typer(
@@ -76,6 +76,9 @@ def _exit_code(error: BaseException) -> int:
         traceback.print_exception(error)
     match error:
         case typer.Exit():
+            return error.exit_code
+        case InterruptedRun():
+            console.say(str(error))
             return error.exit_code
         case GptcliError():
             console.report_error(str(error))

@@ -53,6 +53,14 @@ class EnvironmentProblem(GptcliError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+class InterruptedRun(GptcliError):
+    """A signal has ended the run at a point from which it can go on. No failure, but not done."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Diverged(GptcliError):
     """Training produced a loss or a gradient that is not finite."""
 

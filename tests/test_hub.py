@@ -130,16 +130,13 @@ def test_a_data_set_is_not_looked_for_again_and_again_at_a_hub_that_does_not_ans
 
 
 def test_a_failure_of_the_network_is_found_behind_other_errors() -> None:
-    try:
-        try:
-            raise TimeoutError("read timed out")
-        except TimeoutError as error:
-            raise OSError("We could not load the files.") from error
-    except OSError as error:
-        assert is_network_failure(error)
-        assert hub_problem("model", "someone/some-model", error).exit_code == 5
-    assert not is_network_failure(OSError("no such name"))
-    assert hub_problem("model", "someone/some-model", OSError("no such name")).exit_code == 4
+    error = OSError("We could not load the files.")
+    assert not is_network_failure(error)
+    assert hub_problem("model", "someone/some-model", error).exit_code == 4
+    error.__cause__ = RuntimeError("no answer")
+    error.__cause__.__context__ = TimeoutError("read timed out")
+    assert is_network_failure(error)
+    assert hub_problem("model", "someone/some-model", error).exit_code == 5
 
 
 def test_a_folder_that_cannot_be_loaded_is_no_matter_of_the_network(tmp_path: Path) -> None:

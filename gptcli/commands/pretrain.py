@@ -76,8 +76,8 @@ class _Renderer:
 
     def show(self, event: Event) -> None:
         from gptcli.data.preparation import PreparationProgress
-        from gptcli.pipelines.pretrain import Evaluated, Note, Saved, Started
-        from gptcli.training.loop import StepDone
+        from gptcli.training.loop import MicroBatchHalved, StepDone, StepSkipped
+        from gptcli.training.run import Evaluated, Note, Saved, Started
 
         display = self._display
         match event:
@@ -106,12 +106,15 @@ class _Renderer:
                     f"step {event.step:,}/{self._max_steps:,}  loss {event.loss:.3f}  "
                     f"{self._tokens_per_second:,.0f} tokens/s",
                 )
-            case Evaluated(step, score, is_best):
+            case StepSkipped(_, problem):
+                display.say(f"Warning: {problem}")
+            case MicroBatchHalved(size):
                 display.say(
-                    f"Step {step}: validation loss {score.loss:.4f}, perplexity "
-                    f"{score.perplexity:,.2f}, {score.bits_per_byte:.4f} bits per byte"
-                    f"{' (best)' if is_best else ''}."
+                    f"Memory ran out: going on with training.micro_batch_size {size}. The mathematics "
+                    "stays the same."
                 )
+            case Evaluated(step, scores, is_best):
+                display.say(f"Step {step}: validation {_scores(scores)}{' (best)' if is_best else ''}.")
             case Saved(path):
                 display.say(f"Saved {path}.")
 
@@ -131,14 +134,22 @@ def _show_result(result: PretrainResult) -> None:
         facts.append(
             (
                 "best evaluation",
-                f"loss {best['loss']:.4f}, perplexity {best['perplexity']:,.2f}, "
-                f"{best['bits_per_byte']:.4f} bits per byte (step {best['step']})",
+                f"{_scores(best)} (step {best['step']})",
             )
         )
-    if result.ended == "already finished":
-        console.say("This run has already finished; more training.max_steps would continue it.")
+    state, _, limit = result.ended.partition(": ")
+    if state == "already finished":
+        console.say(f"This run has already finished ({limit}); a higher limit would continue it.")
+    facts.append(("ended by", limit))
     console.show_facts(f"The model is in {result.model}", facts)
     console.say("Try next:")
-    prompt = '"Once upon a time"'
-    console.say(f"  gptcli generate {prompt} --model {result.model} --temperature 0.8")
-    console.say(f"  gptcli generate --input prompts.txt --model {result.model} --output texts.jsonl")
+    again = f'gptcli generate "Once upon a time" --model {result.model} --temperature 0.8'
+    console.say(f"  {again}")
+    console.say(f"  {again} --num-return-sequences 3 --json")
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return (
+        f"loss {scores['loss']:.4f}, perplexity {scores['perplexity']:,.2f}, "
+        f"{scores['bits_per_byte']:.4f} bits per byte"
+    )

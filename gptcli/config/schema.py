@@ -190,6 +190,21 @@ class TrainingSettings(Section):
     """The optimizer and how long it runs."""
 
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="End after this many minutes, over all sessions of the run."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="End after training on this many tokens.")
+    target_loss: float | None = Field(
+        None, gt=0, description="End when the held-out loss is this or lower, in nats."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="End after this many evaluations in a row without a new best."
+    )
+    skip_bad_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps in a row that may be left out because their loss or gradient is not finite.",
+    )
     batch_size: int = Field(
         32, ge=1, le=1_000_000, description="Sequences an optimizer step, over all processes."
     )
@@ -214,7 +229,9 @@ class TrainingSettings(Section):
         1.0, ge=0, description="Gradients are scaled down to this global norm; 0 turns it off."
     )
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=2, description="Newest checkpoints that are kept.")
+    keep_checkpoints: int = Field(
+        2, ge=2, description="Newest checkpoints that are kept; that of the best evaluation stays too."
+    )
 
     @model_validator(mode="after")
     def _micro_batch_fits_in_batch(self) -> Self:

@@ -68,6 +68,13 @@ class TrainingBatches:
         numbers = range(first, first + self._batch_size)[self._mine]
         return _stack([self._span(number) for number in numbers], self._store, self._context_length)
 
+    def describe(self, step: int) -> str:
+        """Return which sequences, of which epoch, the batch of step `step` has."""
+        first = step * self._batch_size
+        epoch, position = divmod(first, self.sequences_per_epoch)
+        last = position + self._batch_size - 1
+        return f"sequences {position:,} to {last:,} of epoch {epoch + 1}, counted from 0"
+
     def _span(self, number: int) -> tuple[int, int]:
         """Return (first target, length) of the `number`-th sequence of the run."""
         epoch, position = divmod(number, self.sequences_per_epoch)

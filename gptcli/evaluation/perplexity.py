@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +43,21 @@ class TextScore:
 
 @torch.inference_mode()
 def score_text(
-    model: nn.Module, task: Task, batches: Iterable[Batch], text_bytes: int, compute: Compute
+    model: nn.Module,
+    task: Task,
+    batches: Iterable[Batch],
+    text_bytes: int,
+    compute: Compute,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> TextScore:
-    """Return the score of the text in `batches`, which has `text_bytes` bytes. Dropout is off."""
+    """Return the score of the text in `batches`, which has `text_bytes` bytes. Dropout is off.
+
+    between_batches: called before each; raising from it is how an evaluation is left.
+    """
     model.eval()
     total, tokens = 0.0, 0
     for batch in batches:
+        between_batches()
         with compute.autocast():
             total += task.summed_loss(model, batch).item()
         tokens += batch.target_count

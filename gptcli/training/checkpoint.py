@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,24 @@ from gptcli.training.optimizers import Optimizers
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 CONTENT_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
+# Raised when the files above change in meaning; older checkpoints are then said to be of another format.
+FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _STAGING_NAME = re.compile(r"\.step-\d{8,}\.partial")
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """What a run's data and tokenizer must still be when it is resumed."""
+class Origin:
+    """What a run's steps follow from; a checkpoint goes on only with the same."""
 
+    settings: dict[str, Any]
+    """The settings as resolved, as JSON."""
     data: str
+    """Fingerprint of the text of both splits."""
     tokenizer: str
+    """Fingerprint of the tokenizer."""
+    versions: dict[str, str]
+    """Of gptcli, Python and the libraries: other ones may round differently."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,15 @@ class SavedState:
     """state.json."""
 
     progress: Progress
-    fingerprints: Fingerprints
+    origin: Origin
 
 
 def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizers: Optimizers,
-    progress: Progress,
-    fingerprints: Fingerprints,
+    folder: Path, model: nn.Module, optimizers: Optimizers, progress: Progress, origin: Origin
 ) -> Path:
     """Write a checkpoint of `progress.step` into `folder` and return its path once it is on disk.
 
-    Raises EnvironmentProblem if the disk does not take it.
+    Raises EnvironmentProblem if the disk does not take it; nothing of it is left then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{progress.step:08d}"
@@ -73,22 +78,58 @@ def save_checkpoint(
         weights = {name: weight.detach() for name, weight in model.named_parameters()}
         _write_tensors(weights, staging / MODEL_FILE)
         _write_tensors(optimizers.state_tensors(), staging / OPTIMIZER_FILE)
-        state = {"progress": asdict(progress), "fingerprints": asdict(fingerprints)}
+        state = {"progress": asdict(progress), "origin": asdict(origin)}
         (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
-        manifest = {file: _describe_file(staging / file) for file in CONTENT_FILES}
+        # Hashing and waiting for the disk take turns on different parts of the machine.
+        with ThreadPoolExecutor() as pool:
+            flushes = [pool.submit(flush_to_disk, staging / file) for file in CONTENT_FILES]
+            described = pool.map(_describe_file, [staging / file for file in CONTENT_FILES])
+            manifest = _manifest(dict(zip(CONTENT_FILES, described, strict=True)), origin)
+            for flush in flushes:
+                flush.result()
         # Written last: a folder without it is an interrupted save.
-        (staging / MANIFEST_FILE).write_text(json.dumps({"files": manifest}, indent=2))
-        for file in (*CONTENT_FILES, MANIFEST_FILE):
-            flush_to_disk(staging / file)
+        (staging / MANIFEST_FILE).write_text(manifest)
+        flush_to_disk(staging / MANIFEST_FILE)
         flush_to_disk(staging)
         final = folder / name
-        if final.is_dir():  # Left by a run that was resumed from an older checkpoint.
+        if final.is_dir():  # A damaged one, which resuming has passed over.
             shutil.rmtree(final)
         staging.rename(final)
         flush_to_disk(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return final
+
+
+def _manifest(files: dict[str, dict[str, Any]], origin: Origin) -> str:
+    settings = json.dumps(origin.settings, sort_keys=True).encode()
+    facts = {
+        "format": FORMAT,
+        "files": files,
+        "fingerprints": {
+            "settings": hashlib.sha256(settings).hexdigest(),
+            "data": origin.data,
+            "tokenizer": origin.tokenizer,
+        },
+        "versions": origin.versions,
+    }
+    return json.dumps(facts, indent=2)
+
+
+def checkpoint_bytes(model: nn.Module, optimizers: Optimizers) -> int:
+    """Return about what one checkpoint takes on disk."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return weights + optimizers.state_bytes() + 100_000
+
+
+def check_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise EnvironmentProblem if the disk of `folder` has less than `needed_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise EnvironmentProblem(
+            f"{folder}: {what} need about {needed_bytes / 1e9:,.1f} GB, but the disk has "
+            f"{free / 1e9:,.1f} GB free. Make room, or choose an --output-dir on another disk."
+        )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -106,20 +147,28 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_problem(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())["files"]
+        manifest = (checkpoint / MANIFEST_FILE).read_text()
+        facts = json.loads(manifest)
+        files = {file: facts["files"][file] for file in CONTENT_FILES}
+        written_as = facts["format"]
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST_FILE} is damaged"
-    for file in CONTENT_FILES:
+    if written_as != FORMAT:
+        return f"it has format {written_as!r:.20}, this version of gptcli reads {FORMAT}"
+    for file, expected in files.items():
         path = checkpoint / file
         if path.is_symlink() or not path.is_file():
             return f"{file} is missing"
-        if not isinstance(manifest, dict) or file not in manifest:
-            return f"{MANIFEST_FILE} is damaged"
-        if _describe_file(path) != manifest[file]:
+        if _describe_file(path) != expected:
             return f"{file} is not what was saved"
-    return None
+    try:
+        origin = read_state(checkpoint).origin
+    except (ValueError, KeyError, TypeError):
+        return f"{STATE_FILE} is not what this version of gptcli writes"
+    # The manifest is the one file that no hash covers; all it says can be made again.
+    return None if manifest == _manifest(files, origin) else f"{MANIFEST_FILE} is damaged"
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
@@ -159,18 +208,37 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizers: Optimizers) 
 def read_state(checkpoint: Path) -> SavedState:
     """Return the state of a whole checkpoint without its tensors."""
     state = json.loads((checkpoint / STATE_FILE).read_text())
-    return SavedState(Progress(**state["progress"]), Fingerprints(**state["fingerprints"]))
+    return SavedState(Progress(**state["progress"]), Origin(**state["origin"]))
 
 
-def remove_old_checkpoints(folder: Path, keep: int, newest: Path | None = None) -> None:
-    """Remove all but the `keep` newest up to `newest`, and what interrupted saves have left.
+def rotate_checkpoints(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the `keep` newest up to `newest` and that of `best_step`.
 
     newest: the one just saved. Those of later steps are damaged: resuming has passed them over.
+    What interrupted saves have left goes too. Nothing with another name is touched.
     """
     checkpoints = list_checkpoints(folder)
-    begin = checkpoints.index(newest) if newest else 0
-    for checkpoint in checkpoints[:begin] + checkpoints[begin + keep :]:
+    begin = checkpoints.index(newest)
+    kept = set(checkpoints[begin : begin + keep])
+    for checkpoint in checkpoints:
+        if checkpoint not in kept and step_of(checkpoint) != best_step:
+            shutil.rmtree(checkpoint)
+    _remove_partial(folder)
+
+
+def remove_all_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint, and nothing with another name."""
+    for checkpoint in list_checkpoints(folder):
         shutil.rmtree(checkpoint)
+    _remove_partial(folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _remove_partial(folder: Path) -> None:
     for path in folder.iterdir():
         if _STAGING_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -4,8 +4,9 @@ For each step, `train`
 
 1. seeds torch from (seed, step), so that dropout too is a pure function of the step;
 2. takes the step's batch, runs it through the model in micro-batches and adds up the gradients;
-3. stops if the loss or the gradient is not finite, else clips the gradient and updates the weights;
-4. yields what happened. Saving and reporting are the caller's; stopping is not asking for more.
+3. halves the micro-batches and tries again if memory runs out;
+4. stops (or skips) if the loss or the gradient is not finite, else clips it and updates the weights;
+5. yields what happened. Saving and reporting are the caller's; stopping is not asking for more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch, mix
-from gptcli.errors import Diverged
+from gptcli.errors import Diverged, EnvironmentProblem
 from gptcli.training.device import Compute
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.schedule import learning_rate
@@ -33,6 +34,9 @@ class Task(Protocol):
     def batch(self, step: int) -> Batch:
         """Return the batch of optimizer step `step`, which counts from 0."""
 
+    def describe_batch(self, step: int) -> str:
+        """Return where that batch lies in the data, for messages."""
+
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum, in nats, of the losses of the batch's targets."""
 
@@ -41,14 +45,25 @@ class Task(Protocol):
 class Progress:
     """What a run has behind it; with the weights and the optimizer's state, all that resuming needs."""
 
+    micro_batch_size: int = 1
+    """Sequences at once; halved when memory runs out."""
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps done, those skipped included."""
     tokens: int = 0
     """Targets trained on, over all epochs."""
     training_seconds: float = 0.0
+    """In optimizer steps alone."""
+    elapsed_seconds: float = 0.0
+    """In all sessions: steps, evaluations, saves."""
+    steps_skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated_step: int = 0
+    """The last step that was evaluated; 0 for none."""
+    last_evaluation_loss: float | None = None
+    evaluations_since_best: int = 0
     best: dict[str, float] | None = None
     """The evaluation with the lowest loss so far, and its step."""
-    loss_scale: float = 1.0
+    loss_scale: float | None = None
     """fp16 only: the loss is multiplied by this, so that small gradients do not vanish."""
     steps_at_this_scale: int = 0
 
@@ -69,6 +84,21 @@ class StepDone:
     seconds: float
 
 
+@dataclass(frozen=True)
+class StepSkipped:
+    """A step whose update was not made, because its loss or gradient is not finite."""
+
+    step: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class MicroBatchHalved:
+    """Memory ran out; the same batch is tried again in smaller parts."""
+
+    micro_batch_size: int
+
+
 # As in torch.amp.GradScaler.
 FIRST_LOSS_SCALE = 65536.0
 STEPS_UNTIL_SCALE_DOUBLES = 2000
@@ -81,43 +111,85 @@ def train(
     compute: Compute,
     settings: Settings,
     progress: Progress,
-    micro_batch_size: int,
-) -> Iterator[StepDone]:
-    """Train from `progress.step` to `training.max_steps`, keeping `progress` up to date.
+) -> Iterator[StepDone | StepSkipped | MicroBatchHalved]:
+    """Train from `progress.step` without end, keeping `progress` up to date.
 
-    Raises Diverged, before the update, if the loss or the gradient is not finite.
+    Raises Diverged, before the update, if the loss or the gradient is not finite and may not be skipped;
+    EnvironmentProblem if not even one sequence fits in memory.
     """
-    seed = settings.runtime.seed
-    uses_loss_scale = compute.precision == "fp16"
-    if uses_loss_scale and progress.step == 0:
+    training = settings.training
+    if compute.precision != "fp16":
+        progress.loss_scale = None
+    elif progress.loss_scale is None:
         progress.loss_scale = FIRST_LOSS_SCALE
-    while progress.step < settings.training.max_steps:
+    while True:
         started = time.perf_counter()
         step = progress.step
         model.train()
-        torch.manual_seed(mix(seed, step))
+        torch.manual_seed(mix(settings.runtime.seed, step))
         batch = task.batch(step)
-        rate = learning_rate(step, settings.training)
-        loss = accumulate_gradients(model, task, batch, micro_batch_size, compute, progress.loss_scale)
-        grad_norm = _unscale_and_clip(model, progress.loss_scale, settings.training.max_grad_norm)
-        if uses_loss_scale and not math.isfinite(grad_norm) and progress.loss_scale > 1:
+        loss_scale = progress.loss_scale or 1.0
+        try:
+            loss = accumulate_gradients(
+                model, task, batch, progress.micro_batch_size, compute, loss_scale
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            model.zero_grad(set_to_none=True)
+            progress.micro_batch_size = _smaller_micro_batch(progress.micro_batch_size, error)
+            yield MicroBatchHalved(progress.micro_batch_size)
+            continue
+        grad_norm = _unscale_and_clip(model, loss_scale, training.max_grad_norm)
+        if progress.loss_scale and not math.isfinite(grad_norm) and progress.loss_scale > 1:
             # fp16 overflowed, which says nothing of the run: the batch is tried at a smaller scale.
             progress.loss_scale /= 2
             progress.steps_at_this_scale = 0
             model.zero_grad(set_to_none=True)
             continue
-        _stop_if_not_finite(step, loss, grad_norm)
+        problem = _not_finite(loss, grad_norm)
+        if problem:
+            where = f"The {problem} at step {step + 1} (batch: {task.describe_batch(step)})"
+            progress.skipped_in_a_row += 1
+            if progress.skipped_in_a_row > training.skip_bad_steps:
+                raise Diverged(
+                    f"{where}; its update was not made. Start again with a lower "
+                    "training.learning_rate, or more training.warmup_steps."
+                )
+            model.zero_grad(set_to_none=True)
+            progress.step += 1
+            progress.steps_skipped += 1
+            yield StepSkipped(progress.step, f"{where}; skipped.")
+            continue
+        rate = learning_rate(step, training)
         optimizers.step(rate)
-        if uses_loss_scale:
+        if progress.loss_scale:
             progress.steps_at_this_scale += 1
             if progress.steps_at_this_scale == STEPS_UNTIL_SCALE_DOUBLES:
                 progress.loss_scale *= 2
                 progress.steps_at_this_scale = 0
         seconds = time.perf_counter() - started
         progress.step += 1
+        progress.skipped_in_a_row = 0
         progress.tokens += batch.target_count
         progress.training_seconds += seconds
         yield StepDone(progress.step, loss, rate, grad_norm, batch.target_count, seconds)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's for memory that could not be had, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _smaller_micro_batch(size: int, error: RuntimeError) -> int:
+    if size == 1:
+        raise EnvironmentProblem(
+            "Out of memory with a single sequence at once. What helps: a smaller model.context_length, "
+            "a smaller model or vocabulary, runtime.precision bf16, or a device with more memory."
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # Pieces of the old size are of no use to the new one.
+    return size // 2
 
 
 def accumulate_gradients(
@@ -152,10 +224,7 @@ def _unscale_and_clip(model: nn.Module, loss_scale: float, max_norm: float) -> f
     return norm.item()
 
 
-def _stop_if_not_finite(step: int, loss: float, grad_norm: float) -> None:
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not math.isfinite(value):
-            raise Diverged(
-                f"The {name} of step {step + 1} is {value}; its update was not made. Start again with "
-                "a lower training.learning_rate, or more training.warmup_steps."
-            )
+def _not_finite(loss: float, grad_norm: float) -> str | None:
+    if not math.isfinite(loss):
+        return f"loss is {loss}"
+    return None if math.isfinite(grad_norm) else f"gradient norm is {grad_norm}"

@@ -19,14 +19,15 @@ class MetricsLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
-    def drop_after(self, step: int) -> None:
-        """Forget the steps after `step`, which a resumed run will do again, and a torn last line."""
+    def drop_after(self, step: int, evaluated_step: int) -> None:
+        """Forget what a resumed run will do again: later steps, later evaluations, a torn last line."""
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] > step:
+                entry = json.loads(line)
+                if entry["step"] > (evaluated_step if "split" in entry else step):
                     continue
             except (ValueError, KeyError, TypeError):
                 continue

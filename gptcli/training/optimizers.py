@@ -69,6 +69,15 @@ class Optimizers:
             for quantity, value in optimizer.state[parameter].items()
         }
 
+    def state_bytes(self) -> int:
+        """Return what the state takes once every weight has been updated: two moments, or Muon's one."""
+        return sum(
+            parameter.numel() * 4 * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state_tensors` returned."""
         by_weight: dict[str, dict[str, Tensor]] = {}

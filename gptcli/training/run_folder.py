@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.errors import ConfigError, EnvironmentProblem
-from gptcli.training.checkpoint import list_checkpoints, remove_old_checkpoints
+from gptcli.training.checkpoint import remove_all_checkpoints
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -42,38 +48,66 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raise ConfigError unless a run may be written here; EnvironmentProblem if it cannot."""
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other.")
+    @property
+    def save_now(self) -> Path:
+        """Touching this file asks for a checkpoint after the current step."""
+        return self.path / "save-now"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes here. The system lifts the lock when the process ends.
+
+        Makes the folder. Raises ConfigError for a folder of other things, EnvironmentProblem if another
+        process has it or it cannot be written.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file; --output-dir takes a folder.")
         try:
-            is_used = self.path.is_dir() and any(self.path.iterdir())
+            names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            # A folder of other things may well have a config.yaml and a model/.
+            if names and not names & {LOCK, self.run.name}:
+                raise ConfigError(
+                    f"{self.path} is not empty and holds no run (no run.json); it is left alone. "
+                    "Choose another --output-dir."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}.") from error
-        if not os.access(self.path, os.W_OK):
-            raise EnvironmentProblem(f"{self.path} cannot be written: permission denied.")
-        if not is_used:
-            return
-        if not resume and not overwrite:
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EnvironmentProblem(
+                    f"{self.path} is in use by another gptcli process. Wait for it, or choose another "
+                    "--output-dir."
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise ConfigError unless a run may be written here, as the options say."""
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other.")
+        is_used = any(path.name != LOCK for path in self.path.iterdir())
+        if is_used and not resume and not overwrite:
             raise ConfigError(
                 f"{self.path} is not empty. Continue its run with --resume, replace it with "
                 "--overwrite, or choose another --output-dir."
             )
-        # Not config.yaml, which a folder of other things may well have.
-        if not self.run.is_file():
-            raise ConfigError(
-                f"{self.path} is not empty and holds no run (no run.json); it is left alone. "
-                "Choose another --output-dir."
-            )
+
+    def ended(self) -> str | None:
+        """Return how run.json says that the run ended; None if it does not say."""
+        try:
+            return str(json.loads(self.run.read_text())["ended"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def clear(self) -> None:
         """Remove the run, and nothing that is not a run's."""
         if self.checkpoints.is_dir():
-            remove_old_checkpoints(self.checkpoints, keep=0)
-            assert not list_checkpoints(self.checkpoints)
+            remove_all_checkpoints(self.checkpoints)
         if self.model.is_dir() and not self.model.is_symlink():
             shutil.rmtree(self.model)
         for file in (self.config, self.ledger, self.metrics, self.run):

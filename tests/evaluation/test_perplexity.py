@@ -31,7 +31,7 @@ def score(
     model: GPT2LMHeadModel, store: TokenStore, *, batch_size: int = 2, max_tokens: int | None = None
 ) -> TextScore:
     task = LanguageModelling(
-        TrainingBatches(store, context_length=CONTEXT_LENGTH, batch_size=1, seed=0), COMPUTE.device
+        TrainingBatches(store, context_length=CONTEXT_LENGTH, batch_size=1, seed=0), COMPUTE
     )
     batches = evaluation_batches(
         store, context_length=CONTEXT_LENGTH, batch_size=batch_size, max_tokens=max_tokens

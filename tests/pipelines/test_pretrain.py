@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, DataError, Diverged, GptcliError, ModelError
-from gptcli.pipelines.pretrain import (
-    Evaluated,
-    Event,
-    Note,
-    PretrainResult,
-    Saved,
-    Started,
-    run_pretraining,
-)
+from gptcli.pipelines.pretrain import Event, PretrainResult, run_pretraining
 from gptcli.training.loop import StepDone
+from gptcli.training.run import Evaluated, Note, Saved, Started
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine the threads of a small model wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pretrain(
@@ -84,6 +67,7 @@ def test_a_run_leaves_the_documented_folder(config_file: Path, tmp_path: Path) -
     result = pretrain(config_file, run, events=events)
 
     assert sorted(path.name for path in run.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "data.json",
@@ -155,7 +139,7 @@ def _check_ledger(run: Path, result: PretrainResult) -> None:
 
 def _check_facts(run: Path, result: PretrainResult) -> None:
     facts = read_json(run / "run.json")
-    assert facts["ended"] == result.ended == "finished"
+    assert facts["ended"] == result.ended == "finished: training.max_steps"
     assert facts["step"] == result.step == 6
     assert facts["command"] == sys.argv
     assert facts["versions"]["torch"] == torch.__version__
@@ -274,11 +258,11 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_continue_it(
     pretrain(config_file, run)
     before = content_of(run)
     result = pretrain(config_file, run, resume=True)
-    assert (result.ended, result.step) == ("already finished", 6)
+    assert (result.ended, result.step) == ("already finished: training.max_steps", 6)
     assert content_of(run) == before
 
     result = pretrain(config_file, run, "training.max_steps=9", resume=True)
-    assert (result.ended, result.step) == ("finished", 9)
+    assert (result.ended, result.step) == ("finished: training.max_steps", 9)
     assert [entry["step"] for entry in metrics_of(run) if "lr" in entry] == list(range(1, 10))
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step-00000006",
@@ -299,7 +283,9 @@ def test_a_run_that_stopped_before_its_first_evaluation_has_a_model_when_it_ends
         run_pretraining(settings, tmp_path / "run", notify=stop)
     assert read_json(tmp_path / "run" / "run.json")["ended"] == "stopped: KeyboardInterrupt"
     settings = load_settings(config_file, ["evaluation.eval_steps=100", "training.max_steps=3"])
-    assert run_pretraining(settings, tmp_path / "run", resume=True).ended == "finished"
+    assert (
+        run_pretraining(settings, tmp_path / "run", resume=True).ended == "finished: training.max_steps"
+    )
     assert_same_weights(tmp_path / "run" / "model", tmp_path / "run" / "checkpoints/step-00000003")
 
 
@@ -313,12 +299,12 @@ def test_resuming_with_what_would_make_it_another_run_is_refused(
         pretrain(config_file, run, "training.learning_rate=2e-3", "runtime.seed=1", resume=True)
     assert usage.value.exit_code == 2
     seed, rate = sorted(str(usage.value).splitlines())
-    assert "was started with runtime.seed 42; it is now 1." in seed
-    assert "was started with training.learning_rate 0.001; it is now 0.002." in rate
+    assert "was trained with runtime.seed 42; it is now 1." in seed
+    assert "was trained with training.learning_rate 0.001; it is now 0.002." in rate
 
     moved = text_file.rename(tmp_path / "moved.txt")
     result = pretrain(config_file, run, "training.max_steps=3", f"data.source={moved}", resume=True)
-    assert result.ended == "already finished"
+    assert result.ended == "already finished: training.max_steps"
 
     text_file.write_text(TEXT.replace("owl", "elk"))
     with pytest.raises(ModelError, match="the data is not what it was trained on") as model:
@@ -333,7 +319,7 @@ def test_what_changes_no_step_may_be_changed_on_resume(config_file: Path, tmp_pa
     harmless = ["training.micro_batch_size=3", "training.save_steps=1", "logging.log_steps=2"]
     harmless += ["evaluation.eval_steps=1", "generation.top_k=5", "runtime.threads=2"]
     result = pretrain(config_file, run, "model.dropout=0.1", *harmless, resume=True)
-    assert (result.ended, result.step) == ("finished", 6)
+    assert (result.ended, result.step) == ("finished: training.max_steps", 6)
 
 
 def test_the_model_is_the_best_by_evaluation(config_file: Path, tmp_path: Path) -> None:
@@ -409,7 +395,7 @@ def test_overwriting_replaces_the_run_and_keeps_other_files(config_file: Path, t
     with pytest.raises(ConfigError, match="is not empty"):
         pretrain(config_file, run)
     result = pretrain(config_file, run, overwrite=True)
-    assert result.ended == "finished"
+    assert result.ended == "finished: training.max_steps"
     assert [entry["step"] for entry in metrics_of(run) if "lr" in entry] == [1, 2, 3, 4, 5, 6]
     assert (run / "notes.txt").read_text() == "mine"
 
@@ -448,5 +434,5 @@ def test_a_mistake_ends_before_training_and_leaves_the_folder_free(
         pretrain(config_file, run, *assignments)
     assert caught.value.exit_code == exit_code
     assert part in str(caught.value)
-    assert list(run.iterdir()) == []
-    assert pretrain(config_file, run, "training.max_steps=1").ended == "finished"
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    assert pretrain(config_file, run, "training.max_steps=1").ended == "finished: training.max_steps"

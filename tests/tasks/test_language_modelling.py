@@ -17,6 +17,7 @@ from tests.token_stores import END_OF_TEXT_ID, numbered_documents, write_store
 # One less than the model's: Hugging Face's way of giving labels needs one more token.
 CONTEXT_LENGTH = 31
 BATCH_SIZE = 5
+FP32 = choose_compute(RuntimeSettings(device="cpu", precision="fp32"), for_training=True)
 
 
 def one_epoch_in_a_batch(folder: Path, lengths: list[int]) -> tuple[LanguageModelling, Batch]:
@@ -27,7 +28,7 @@ def one_epoch_in_a_batch(folder: Path, lengths: list[int]) -> tuple[LanguageMode
         seed=1,
     )
     assert batches.sequences_per_epoch == BATCH_SIZE
-    task = LanguageModelling(batches, torch.device("cpu"))
+    task = LanguageModelling(batches, FP32)
     return task, task.batch(0)
 
 
@@ -54,8 +55,7 @@ def test_loss_and_gradients_equal_those_of_hugging_face(
     assert (batch.targets == IGNORED).sum() == 155 - sum(lengths) - 3
     expected_loss, expected = loss_and_gradients_of_hugging_face(model, batch)
 
-    compute = choose_compute(RuntimeSettings(device="cpu", precision="fp32"), for_training=True)
-    loss = accumulate_gradients(model, task, batch, micro_batch_size, compute)
+    loss = accumulate_gradients(model, task, batch, micro_batch_size, FP32)
 
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     gradients = {name: p.grad for name, p in model.named_parameters()}

@@ -16,20 +16,25 @@ from transformers import GPT2LMHeadModel
 from gptcli.config.schema import TrainingSettings
 from gptcli.errors import EnvironmentProblem, ExitCode, ModelError
 from gptcli.training.checkpoint import (
-    Fingerprints,
+    Origin,
     find_problem,
     list_checkpoints,
     load_checkpoint,
     newest_whole,
     read_state,
-    remove_old_checkpoints,
+    rotate_checkpoints,
     save_checkpoint,
 )
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
-FINGERPRINTS = Fingerprints(data="the data", tokenizer="the tokenizer")
+ORIGIN = Origin(
+    settings={"training": {"max_steps": 9}},
+    data="the data",
+    tokenizer="the tokenizer",
+    versions={"torch": "2.13.0"},
+)
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def folder(tmp_path: Path, model: GPT2LMHeadModel, optimizers: Optimizers) -> Pa
     """Checkpoints of steps 3 and 6."""
     folder = tmp_path / "checkpoints"
     for step in (3, 6):
-        save_checkpoint(folder, model, optimizers, Progress(step=step), FINGERPRINTS)
+        save_checkpoint(folder, model, optimizers, Progress(step=step), ORIGIN)
     return folder
 
 
@@ -62,15 +67,16 @@ def test_a_saved_checkpoint_is_whole_and_holds_the_documented_files_only(folder:
     assert find_problem(newest) is None
     assert newest_whole(folder) == (newest, [])
     manifest = json.loads((newest / "manifest.json").read_text())
-    assert manifest == {
-        "files": {
-            name: {
-                "bytes": len((newest / name).read_bytes()),
-                "sha256": hashlib.sha256((newest / name).read_bytes()).hexdigest(),
-            }
-            for name in FILES[1:]
+    assert manifest["files"] == {
+        name: {
+            "bytes": len((newest / name).read_bytes()),
+            "sha256": hashlib.sha256((newest / name).read_bytes()).hexdigest(),
         }
+        for name in FILES[1:]
     }
+    assert manifest["fingerprints"]["data"] == "the data"
+    assert manifest["fingerprints"]["tokenizer"] == "the tokenizer"
+    assert manifest["versions"] == {"torch": "2.13.0"}
 
 
 def test_loading_restores_weights_optimizers_and_progress_exactly(
@@ -84,14 +90,14 @@ def test_loading_restores_weights_optimizers_and_progress_exactly(
         loss_scale=1024.0,
         steps_at_this_scale=12,
     )
-    checkpoint = save_checkpoint(tmp_path, model, optimizers, progress, FINGERPRINTS)
+    checkpoint = save_checkpoint(tmp_path, model, optimizers, progress, ORIGIN)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.fill_(9)
     restored = Optimizers(other, TrainingSettings(optimizer="muon"))
     state = load_checkpoint(checkpoint, other, restored)
-    assert (state.progress, state.fingerprints) == (progress, FINGERPRINTS)
+    assert (state.progress, state.origin) == (progress, ORIGIN)
     assert read_state(checkpoint) == state
     torch.testing.assert_close(
         dict(other.named_parameters()), dict(model.named_parameters()), rtol=0, atol=0
@@ -201,7 +207,7 @@ def test_old_checkpoints_are_removed_by_step_number_and_nothing_else_is_touched(
     (folder / ".step-00000012.partial").symlink_to(elsewhere)
     (folder / "step-00000003").write_text("a file")
 
-    remove_old_checkpoints(folder, keep=2)
+    rotate_checkpoints(folder, folder / "step-100000000", keep=2, best_step=None)
 
     left = ["step-99999999", "step-100000000", *kept]
     left += ["step-00000001", ".step-00000012.partial", "step-00000003"]
@@ -214,7 +220,7 @@ def test_checkpoints_that_resuming_has_passed_over_do_not_push_out_the_one_just_
 ) -> None:
     for step in (2, 3, 4, 8, 9):
         (tmp_path / f"step-{step:08d}").mkdir()
-    remove_old_checkpoints(tmp_path, keep=2, newest=tmp_path / "step-00000004")
+    rotate_checkpoints(tmp_path, tmp_path / "step-00000004", keep=2, best_step=None)
     assert names_in(tmp_path) == ["step-00000003", "step-00000004"]
 
 
@@ -236,7 +242,7 @@ def test_a_save_that_the_disk_does_not_take_leaves_the_older_checkpoints_and_not
         files_limited_to(10_000),
         pytest.raises(EnvironmentProblem, match="cannot be written") as caught,
     ):
-        save_checkpoint(folder, model, optimizers, Progress(step=9), FINGERPRINTS)
+        save_checkpoint(folder, model, optimizers, Progress(step=9), ORIGIN)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT == 5
     assert names_in(folder) == ["step-00000003", "step-00000006"]
     assert newest_whole(folder) == (folder / "step-00000006", [])
@@ -248,7 +254,7 @@ def test_a_save_that_was_killed_is_never_taken_and_is_cleared_away(
     # Killed just before the rename: all files are there, under the staging name.
     (folder / "step-00000006").rename(folder / ".step-00000006.partial")
     assert newest_whole(folder) == (folder / "step-00000003", [])
-    saved = save_checkpoint(folder, model, optimizers, Progress(step=6), FINGERPRINTS)
+    saved = save_checkpoint(folder, model, optimizers, Progress(step=6), ORIGIN)
     assert newest_whole(folder) == (saved, [])
     assert names_in(folder) == ["step-00000003", "step-00000006"]
 
@@ -257,7 +263,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(
     folder: Path, model: GPT2LMHeadModel, optimizers: Optimizers
 ) -> None:
     (folder / "step-00000006" / "manifest.json").unlink()
-    saved = save_checkpoint(folder, model, optimizers, Progress(step=6), FINGERPRINTS)
+    saved = save_checkpoint(folder, model, optimizers, Progress(step=6), ORIGIN)
     assert find_problem(saved) is None
 
 

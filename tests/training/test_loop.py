@@ -34,7 +34,7 @@ def settings_with(**training: object) -> Settings:
 def task(tmp_path: Path) -> LanguageModelling:
     store = write_store(tmp_path, numbered_documents([100, 140, 90]))
     batches = TrainingBatches(store, context_length=31, batch_size=8, seed=42)
-    return LanguageModelling(batches, torch.device("cpu"))
+    return LanguageModelling(batches, FP32)
 
 
 def start(
@@ -47,15 +47,17 @@ def start(
     progress: Progress | None = None,
     optimizers: Optimizers | None = None,
 ) -> Iterator[StepDone]:
-    return train(
-        model,
-        task,
-        optimizers or Optimizers(model, settings.training),
-        compute,
-        settings,
-        progress or Progress(),
-        micro_batch_size,
-    )
+    """Train to max_steps; only steps whose update is made are yielded."""
+    progress = progress or Progress()
+    progress.micro_batch_size = micro_batch_size
+    optimizers = optimizers or Optimizers(model, settings.training)
+    if progress.step == settings.training.max_steps:
+        return
+    for event in train(model, task, optimizers, compute, settings, progress):
+        if isinstance(event, StepDone):
+            yield event
+        if progress.step == settings.training.max_steps:
+            return
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         model.transformer.ln_f.weight[0] = value
     before = snapshot(model)
     with pytest.raises(
-        Diverged, match=r"^The loss of step 2 is nan; .* training\.learning_rate"
+        Diverged, match=r"^The loss is nan at step 2 \(batch: sequences 8 to .* training\.learning_rate"
     ) as caught:
         next(steps)
     assert caught.value.exit_code == ExitCode.DIVERGED == 6
@@ -161,6 +163,9 @@ class OneTarget:
 
     def batch(self, step: int) -> Batch:
         return Batch(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.int64))
+
+    def describe_batch(self, step: int) -> str:
+        return f"number {step}"
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -185,7 +190,7 @@ class InHalfPrecision(OneTarget):
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     model = Scalar()
-    with pytest.raises(Diverged, match=r"^The gradient norm of step 1 is inf"):
+    with pytest.raises(Diverged, match=r"^The gradient norm is inf at step 1"):
         next(start(model, RootOfNothing(), settings_with()))
     assert model.weight.item() == 1.0
 
@@ -207,7 +212,7 @@ def test_dropout_is_decided_by_seed_and_step_alone(
         def batch(self, step: int) -> Batch:
             return task.batch(0)
 
-    same_batch = SameBatch(TrainingBatches.__new__(TrainingBatches), torch.device("cpu"))
+    same_batch = SameBatch(TrainingBatches.__new__(TrainingBatches), FP32)
     masks_of = [done.loss for done in start(model, same_batch, settings)]
     assert masks_of[0] == pytest.approx(losses[0])
     assert len(set(masks_of)) == settings.training.max_steps
@@ -236,7 +241,7 @@ def test_an_fp16_overflow_halves_the_loss_scale_and_makes_no_update() -> None:
 def test_fp16_that_overflows_without_a_loss_scale_has_diverged() -> None:
     model, progress = Scalar(), Progress()
     steps = start(model, InHalfPrecision(slope=1e6), settings_with(), compute=FP16, progress=progress)
-    with pytest.raises(Diverged, match=r"^The gradient norm of step 1 is inf"):
+    with pytest.raises(Diverged, match=r"^The gradient norm is inf at step 1"):
         next(steps)
     assert (progress.step, progress.loss_scale, model.weight.item()) == (0, 1.0, 1.0)
 

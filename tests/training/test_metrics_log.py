@@ -37,7 +37,7 @@ def test_each_entry_is_a_json_object_on_a_line_of_its_own(log: MetricsLog, path:
 
 
 def test_steps_that_will_be_done_again_are_forgotten(log: MetricsLog, path: Path) -> None:
-    log.drop_after(2)
+    log.drop_after(2, 2)
     assert steps_in(path) == [1, 2]
     log.append({"step": 3})
     assert steps_in(path) == [1, 2, 3]
@@ -47,13 +47,13 @@ def test_steps_that_will_be_done_again_are_forgotten(log: MetricsLog, path: Path
 def test_a_torn_last_line_is_forgotten(log: MetricsLog, path: Path, torn: str) -> None:
     with path.open("a") as file:
         file.write(torn)
-    log.drop_after(3)
+    log.drop_after(3, 3)
     assert steps_in(path) == [1, 2, 3]
     assert path.read_text().endswith("}\n")
 
 
 def test_a_log_that_is_not_there_has_nothing_to_forget(path: Path) -> None:
-    MetricsLog(path).drop_after(0)
+    MetricsLog(path).drop_after(0, 0)
     assert not path.exists()
 
 

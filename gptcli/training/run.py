@@ -1,0 +1,392 @@
+"""A run: the loop, and what happens between two of its steps.
+
+Between steps, always in this order,
+
+1. the model is evaluated, if it is time and this step has not been evaluated;
+2. the limits are looked at (steps, minutes, tokens, target, patience);
+3. a checkpoint is saved, if it is time, if a limit is reached, or if somebody asks for one;
+4. the run ends, if a limit is reached or a signal has asked for it.
+
+All of it depends on `Progress` alone, so a run that was killed anywhere goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from gptcli import __version__
+from gptcli.config.loading import dump_settings
+from gptcli.config.schema import Settings
+from gptcli.errors import ConfigError, Diverged, InterruptedRun, ModelError
+from gptcli.files import write_text
+from gptcli.models.architecture import count_parameters
+from gptcli.models.saving import save_model
+from gptcli.training.checkpoint import (
+    Origin,
+    check_disk_space,
+    checkpoint_bytes,
+    load_checkpoint,
+    read_state,
+    rotate_checkpoints,
+    save_checkpoint,
+    step_of,
+)
+from gptcli.training.device import Compute
+from gptcli.training.loop import MicroBatchHalved, Progress, StepDone, StepSkipped, Task, train
+from gptcli.training.metrics_log import MetricsLog
+from gptcli.training.optimizers import Optimizers
+from gptcli.training.run_folder import RunFolder
+from gptcli.training.stopping import StopSignals, reached_limit
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+# A resumed run may change these: they do not change what a step computes from the weights before it.
+HARMLESS_ON_RESUME = (
+    "training.max_steps",  # But for the learning rate, whose cosine is then stretched; meant so.
+    "training.max_minutes",
+    "training.max_tokens",
+    "training.target_loss",
+    "training.patience",
+    "training.micro_batch_size",
+    "training.save_steps",
+    "training.keep_checkpoints",
+    "evaluation",
+    "generation",
+    "logging",
+    "runtime.threads",
+    "data.source",  # Its content is compared instead, by fingerprint.
+    "data.validation_source",
+    "data.cache_dir",
+)
+
+
+class EvaluatedTask(Task, Protocol):
+    """A task with a score that decides which model is the best."""
+
+    def evaluate(
+        self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
+    ) -> dict[str, float] | None:
+        """Return the scores on held-out data, "loss" (lower is better) among them; None without data.
+
+        Calls `between_batches` often, and lets what it raises pass.
+        """
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should know; the run goes on."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins at `step`."""
+
+    step: int
+    max_steps: int
+    parameters: int
+    steps_per_epoch: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A score on the held-out data."""
+
+    step: int
+    scores: dict[str, float]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on disk."""
+
+    path: Path
+
+
+TrainingEvent = Note | Started | StepDone | StepSkipped | MicroBatchHalved | Evaluated | Saved
+
+
+class TrainingRun:
+    """One run of one task into one run folder."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        compute: Compute,
+        model: GPT2LMHeadModel,
+        tokenizer: PreTrainedTokenizerFast,
+        task: EvaluatedTask,
+        origin: Origin,
+        micro_batch_size: int,
+        signals: StopSignals,
+        notify: Callable[[TrainingEvent], None],
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._compute = compute
+        self._model = model
+        self._tokenizer = tokenizer
+        self._task = task
+        self._origin = origin
+        self._signals = signals
+        self._notify = notify
+        self._optimizers = Optimizers(model, settings.training)
+        self._metrics = MetricsLog(folder.metrics)
+        self._saved_step: int | None = None
+        self.progress = Progress(micro_batch_size=micro_batch_size)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take weights, optimizer state and progress from a whole checkpoint.
+
+        Raises ModelError if the data or the tokenizer is another one.
+        """
+        before = read_state(checkpoint).origin
+        for what in ("data", "tokenizer"):
+            if getattr(before, what) != getattr(self._origin, what):
+                raise ModelError(
+                    f"{checkpoint} cannot be resumed: the {what} is not what it was trained on. "
+                    "Restore it, or start another run with another --output-dir."
+                )
+        if before.versions != self._origin.versions:
+            changes = [
+                f"{name} {before.versions.get(name)} is now {version}"
+                for name, version in self._origin.versions.items()
+                if before.versions.get(name) != version
+            ]
+            self._notify(
+                Note(f"{', '.join(changes)}: numbers may differ in the last digits.", is_warning=True)
+            )
+        micro_batch_size = self.progress.micro_batch_size
+        self.progress = load_checkpoint(checkpoint, self._model, self._optimizers).progress
+        if self._settings.training.micro_batch_size != "auto":
+            self.progress.micro_batch_size = micro_batch_size
+        self._saved_step = step_of(checkpoint)
+
+    def check_disk_space(self) -> None:
+        """Raise EnvironmentProblem if the disk cannot hold the checkpoints and models of this run."""
+        one = checkpoint_bytes(self._model, self._optimizers)
+        kept = self._settings.training.keep_checkpoints + 1  # That of the best evaluation.
+        model = sum(parameter.numel() * 4 for parameter in self._model.parameters())
+        # One more of each while a new one is written.
+        needed = (kept + 1) * one + 2 * model
+        there = sum(
+            file.stat().st_size
+            for folder in (self._folder.checkpoints, self._folder.model)
+            for file in folder.rglob("*")
+            if file.is_file()
+        )
+        check_disk_space(self._folder.path, needed - there, "the checkpoints of this run")
+
+    def limit(self) -> str | None:
+        """Return the setting whose limit the run has reached, or None."""
+        return reached_limit(self._settings.training, self.progress)
+
+    def run(self, facts: dict[str, Any], ledger: dict[str, Any], steps_per_epoch: float) -> str:
+        """Train until a limit is reached and return the setting that set it.
+
+        facts, ledger: what run.json and data.json say of the data. Raises InterruptedRun, with all
+        saved, when a signal asks for it; Diverged; EnvironmentProblem.
+        """
+        started = time.monotonic()
+        elapsed_before = self.progress.elapsed_seconds
+        self._write_start(facts, ledger)
+        self._metrics.drop_after(self.progress.step, self.progress.evaluated_step)
+        training = self._settings.training
+        parameters = count_parameters(self._model)
+        self._notify(Started(self.progress.step, training.max_steps, parameters, steps_per_epoch))
+        try:
+            limit = self._between_steps()
+            if limit is None:
+                for event in train(
+                    self._model,
+                    self._task,
+                    self._optimizers,
+                    self._compute,
+                    self._settings,
+                    self.progress,
+                ):
+                    self._notify(event)
+                    if isinstance(event, StepDone):
+                        self._log(event)
+                    if not isinstance(event, MicroBatchHalved):
+                        self.progress.elapsed_seconds = elapsed_before + time.monotonic() - started
+                        limit = self._between_steps()
+                    if limit is not None:
+                        break
+            assert limit is not None
+            if self.progress.best is None:
+                save_model(self._model, self._tokenizer, self._folder.model)
+        except BaseException as error:
+            self._write_end(f"stopped: {type(error).__name__}")
+            raise
+        self._write_end(f"finished: {limit}")
+        return limit
+
+    def _between_steps(self) -> str | None:
+        """Evaluate, save and end, each if it is time; return the limit that is reached, or None."""
+        progress, settings = self.progress, self._settings
+        step = progress.step
+        is_time = step > 0 and step % settings.evaluation.eval_steps == 0
+        if (is_time or self.limit()) and self._signals.received is None:
+            self._evaluate()
+        limit = self.limit()
+        asks = self._folder.save_now
+        is_time = step > 0 and step % settings.training.save_steps == 0
+        if is_time or limit or asks.exists() or self._signals.received is not None:
+            self._save()
+            asks.unlink(missing_ok=True)
+        if self._signals.received is not None and limit is None:
+            raise self._signals.interruption(f"after step {step}; it is saved. Continue with --resume.")
+        return limit
+
+    def _evaluate(self) -> None:
+        progress, step = self.progress, self.progress.step
+        if progress.evaluated_step == step:
+            return
+        try:
+            scores = self._task.evaluate(
+                self._model, progress.micro_batch_size, self._signals.raise_if_received
+            )
+        except InterruptedRun:
+            return  # This step is evaluated when the run goes on.
+        if scores is None:
+            return
+        if not all(math.isfinite(score) for score in scores.values()):
+            raise Diverged(
+                f"The held-out loss after step {step} is {scores['loss']:g}: training has diverged. "
+                "Start again with a lower training.learning_rate, or more training.warmup_steps."
+            )
+        is_best = progress.best is None or scores["loss"] < progress.best["loss"]
+        progress.evaluated_step = step
+        progress.last_evaluation_loss = scores["loss"]
+        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        if is_best:
+            progress.best = {"step": step, **scores}
+            save_model(self._model, self._tokenizer, self._folder.model)
+        self._metrics.append({"step": step, **scores, "tokens": progress.tokens, "split": "validation"})
+        self._notify(Evaluated(step, scores, is_best))
+
+    def _save(self) -> None:
+        step = self.progress.step
+        if self._saved_step == step:
+            return
+        path = save_checkpoint(
+            self._folder.checkpoints, self._model, self._optimizers, self.progress, self._origin
+        )
+        self._saved_step = step
+        best_step = int(self.progress.best["step"]) if self.progress.best else None
+        rotate_checkpoints(
+            self._folder.checkpoints, path, self._settings.training.keep_checkpoints, best_step
+        )
+        self._notify(Saved(path))
+
+    def _log(self, done: StepDone) -> None:
+        log_steps = self._settings.logging.log_steps
+        if done.step % log_steps == 0 or done.step == self._settings.training.max_steps:
+            self._metrics.append(
+                {
+                    "step": done.step,
+                    "tokens": self.progress.tokens,
+                    "loss": done.loss,
+                    "lr": done.learning_rate,
+                    "grad_norm": done.grad_norm,
+                    "tokens_per_second": round(done.tokens / done.seconds, 1),
+                }
+            )
+
+    def _write_start(self, facts: dict[str, Any], ledger: dict[str, Any]) -> None:
+        """Write run.json, config.yaml and data.json."""
+        self._facts = {
+            "command": sys.argv,
+            "working_directory": str(Path.cwd()),
+            "task": self._settings.task,
+            "parameters": count_parameters(self._model),
+            "fingerprints": {"data": self._origin.data, "tokenizer": self._origin.tokenizer},
+            **facts,
+            "versions": self._origin.versions,
+            "hardware": {
+                "platform": platform.platform(),
+                "device": str(self._compute.device),
+                "device_reason": self._compute.device_reason,
+                "precision": self._compute.precision,
+                "precision_reason": self._compute.precision_reason,
+                "cpu_threads": torch.get_num_threads(),
+            },
+            "started": _now(),
+            "started_at_step": self.progress.step,
+        }
+        self._write_end("running")
+        write_text(self._folder.config, dump_settings(self._settings))
+        write_text(self._folder.ledger, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
+
+    def _write_end(self, ended: str) -> None:
+        """Write run.json: what the run is, how far it came and how it ended."""
+        progress = self.progress
+        outcome = {
+            "ended": ended,
+            "updated": _now(),
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "micro_batch_size": progress.micro_batch_size,
+            "steps_skipped": progress.steps_skipped,
+            "training_seconds": round(progress.training_seconds, 3),
+            "elapsed_seconds": round(progress.elapsed_seconds, 3),
+            "best_evaluation": progress.best,
+        }
+        text = json.dumps({**self._facts, **outcome}, indent=2, ensure_ascii=False)
+        write_text(self._folder.run, text + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide how numbers are rounded."""
+    return {
+        "gptcli": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
+
+
+def check_settings_match(checkpoint: Path, settings: Settings) -> None:
+    """Raise ConfigError for each setting that would make the rest of the run another run."""
+    flat_before = _flatten(read_state(checkpoint).origin.settings)
+    flat_now = _flatten(settings.model_dump(mode="json"))
+    problems = [
+        f"{checkpoint} was trained with {name} {flat_before.get(name)!r}; it is now "
+        f"{flat_now.get(name)!r}. Resume with the old value, or start another run."
+        for name in sorted(flat_before.keys() | flat_now.keys())
+        if flat_before.get(name) != flat_now.get(name) and not name.startswith(HARMLESS_ON_RESUME)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
