@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptcli.config.describing import describe_settings
 
-COMMANDS = ("pretrain", "generate")
+COMMANDS = ("pretrain", "generate", "doctor")
 
 
 def describe_commands() -> str:
@@ -41,7 +41,8 @@ EXIT_CODES = """
 | 4 | model or checkpoint |
 | 5 | environment: device, disk, network, folder |
 | 6 | diverged: a loss or gradient that is not finite |
-| 130 | interrupted with Ctrl-C |
+| 75 | stopped by a signal, with all saved: `--resume` continues |
+| 130 | the same, by Ctrl-C |
 """
 
 

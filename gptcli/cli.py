@@ -14,6 +14,7 @@ import typer
 import typer.exceptions
 
 from gptcli import __version__, console
+from gptcli.commands.doctor import doctor
 from gptcli.commands.generate import generate
 from gptcli.commands.pretrain import pretrain
 from gptcli.errors import ExitCode, GptcliError, InterruptedRun
@@ -132,5 +133,5 @@ def _options(
     pass
 
 
-for _command in (pretrain, generate):
+for _command in (pretrain, generate, doctor):
     app.command()(_guarded(_command))

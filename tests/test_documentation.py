@@ -108,3 +108,11 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_proof_that_the_documentation_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    proofs = re.findall(r"`pytest ([^`]*)`", page)
+    assert len(proofs) >= 10
+    for path in {word for proof in proofs for word in proof.split() if word.startswith("tests/")}:
+        assert (REPOSITORY / path).exists(), path

@@ -99,12 +99,15 @@ def generate(
     planned = [generator.plan(item) for item in prompts]
     with ExitStack() as stack:
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None
+        display = stack.enter_context(console.ProgressDisplay())
+        if file is not None:
+            display.start("Generating", len(planned))
         for number, item in enumerate(planned):
             if file is not None:
                 for continuation in generator.run(item, number):
                     file.write(json.dumps(continuation.as_dict(), ensure_ascii=False) + "\n")
                 file.flush()
-                console.say(f"{number + 1}/{len(planned)} prompts done")
+                display.update(number + 1, f"{number + 1:,}/{len(planned):,} prompts")
             elif as_json:
                 for continuation in generator.run(item, number):
                     console.write_json(continuation.as_dict())

@@ -85,7 +85,7 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
     )
     fingerprint = _data_fingerprint(settings, sources, validation_sources)
     tokenizer = load_tokenizer(settings.tokenizer.name) if settings.tokenizer.name else None
-    cache = _cache_folder(data.cache_dir)
+    cache = cache_folder(data.cache_dir)
     folder = cache / _store_name(fingerprint, settings, tokenizer)
     was_cached = _is_whole(folder)
     if not was_cached:
@@ -102,7 +102,8 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
     return prepared
 
 
-def _cache_folder(setting: str | None) -> Path:
+def cache_folder(setting: str | None) -> Path:
+    """Return the folder of the token cache; `setting` is data.cache_dir."""
     if setting:
         return Path(setting).expanduser()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
