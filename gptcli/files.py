@@ -3,7 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from gptcli.errors import EnvironmentProblem, GptcliError
+
+# How the libraries that are written in Rust say it; their exceptions are no OSErrors.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn a failure to write, such as on a full disk, into an EnvironmentProblem that names `path`.
+
+    The system seldom says which file a failed write was for. What it says of one elsewhere, passes.
+    """
+    try:
+        yield
+    except GptcliError:
+        raise
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        file = error.filename if isinstance(error, OSError) else None
+        if number is None or (file and not Path(os.fsdecode(file)).is_relative_to(path.parent)):
+            raise
+        raise EnvironmentProblem(
+            f"{path} cannot be written: {os.strerror(number)}. Make room, or choose another folder."
+        ) from error
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -14,10 +43,17 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`, atomically and durably."""
+    """Replace the content of `path` by `text`, atomically and durably.
+
+    Raises EnvironmentProblem if the disk does not take it; `path` is as it was then.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    replace_file(partial, path)
+    with writing_to(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            replace_file(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -35,6 +35,7 @@ from gptcli.data.tokenizing import (
     train_tokenizer,
 )
 from gptcli.errors import DataError, EnvironmentProblem
+from gptcli.files import writing_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -91,8 +92,9 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
     if not was_cached:
         staging = _new_folder(cache)
         try:
-            _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
-            _publish(staging, folder)
+            with writing_to(cache):
+                _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
+                _publish(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     prepared = _open(folder, fingerprint, was_cached)

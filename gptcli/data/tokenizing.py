@@ -65,6 +65,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     cannot be reached.
     """
     from transformers import AutoTokenizer, GPT2TokenizerFast
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     kind: Any = AutoTokenizer
     folder = Path(name).expanduser()
@@ -89,6 +90,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{name}: its tokenizer has no end-of-text token (eos_token).")
     tokenizer.bos_token = tokenizer.pad_token = tokenizer.eos_token
+    # No limit of its own, which may be no number: the model says what fits.
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
     # A saved tokenizer.json may cut or pad; both would lose or invent text.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache, GPT2LMHeadModel
 
+from gptcli.errors import ModelError
 from gptcli.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def continue_prompt(
     """Yield the tokens of `sequences` continuations of one prompt as they are made.
 
     The end-of-text token ends a continuation and is not yielded. The prompt must be shorter than the
-    model's context; a continuation that fills the context ends there.
+    model's context; a continuation that fills the context ends there. Raises ModelError for a model
+    whose scores are not finite.
     """
     room = model.config.n_positions - len(prompt_ids)
     assert prompt_ids and room > 0
@@ -63,6 +65,11 @@ def continue_prompt(
         logits = logits.expand(sequences, -1)
     alive = list(range(sequences))  # The sequence of each row of the batch.
     for step in range(1, steps + 1):
+        if not logits.amax().isfinite():
+            raise ModelError(
+                "The model's scores are not finite: its weights are damaged, or too large for this "
+                "--precision. Try --precision fp32."
+            )
         chosen = sampling.choose(logits, generator)
         kept_rows = []
         for row, token_id in enumerate(chosen.tolist()):

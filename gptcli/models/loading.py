@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,36 @@ from gptcli.hub import hub_problem, use_cache_if_unreachable
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # Which of several files holds which weight.
+ADAPTER = "adapter_config.json"
+
+# All that a config.json may decide. What else it can hold names code or other models to load (kernels,
+# quantizers), changes what the model returns, or makes tables of any size.
+_CONFIG_KEYS = (
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+    "activation_function",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "layer_norm_epsilon",
+    "initializer_range",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "add_cross_attention",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +67,15 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
         _check_folder(folder)
     else:
         use_cache_if_unreachable()
-    from transformers import AutoConfig, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # `transformers` raises whatever its parsers raise.
-        raise hub_problem("model", source, error) from error
-    if config.model_type != "gpt2":
-        raise ModelError(f"{source} is a {config.model_type} model; gptcli works with GPT-2 models.")
-    _check_index(source, folder)
+    config = _read_config(source)
+    _check_weights(source, folder, config)
     try:
         model, report = GPT2LMHeadModel.from_pretrained(
             source,
             config=config,
+            attn_implementation="sdpa",
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # Said by _check_report, in one line.
@@ -91,36 +114,131 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} is no model folder: config.json is missing.")
     try:
         facts: Any = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{config} cannot be read: {error}.") from error
     if not isinstance(facts, dict):
         raise ModelError(f"{config} is no model configuration: it must hold a JSON object.")
-    kind = facts.get("model_type")
-    if kind != "gpt2":
-        raise ModelError(f"{folder} is a {kind} model; gptcli works with GPT-2 models.")
-    if facts.get("auto_map"):
-        raise ModelError(f"{config} names code to run (auto_map); gptcli runs no code of a model.")
+    _check_kind(str(folder), facts)
     if not any((folder / file).is_file() for file in (WEIGHTS, WEIGHTS_INDEX)):
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         but = f" {pickles[0]} is pickle, which can run code and is not read." if pickles else ""
         raise ModelError(f"{folder} has no weights: {WEIGHTS} is missing.{but}")
 
 
-def _check_index(source: str, folder: Path | None) -> None:
-    """Refuse an index that names pickle files: `from_pretrained` would read them."""
+def _check_kind(source: str, facts: dict[str, Any]) -> None:
+    kind = facts.get("model_type")
+    if kind != "gpt2":
+        raise ModelError(f"{source} is a {str(kind):.60} model; gptcli works with GPT-2 models.")
+    if facts.get("auto_map"):
+        raise ModelError(
+            f"{source}: its config.json names code to run (auto_map); gptcli runs no code of a model."
+        )
+
+
+def _read_config(source: str) -> GPT2Config:
+    from transformers import GPT2Config
+
+    try:
+        facts, _ = GPT2Config.get_config_dict(source)
+        _check_kind(source, facts)
+        keys = (*_CONFIG_KEYS, *GPT2Config.attribute_map)
+        config = GPT2Config(**{key: facts[key] for key in keys if key in facts})
+    except ModelError:
+        raise
+    except Exception as error:  # `transformers` raises whatever its parsers raise.
+        raise hub_problem("model", source, error) from error
+    if config.n_head < 1:
+        raise ModelError(f"{source}: its config.json says n_head {config.n_head}; it must be 1 or more.")
+    return config
+
+
+def _file_of(source: str, folder: Path | None, name: str) -> Path | None:
+    """Return a file of the model, from the hub if it is not in a folder; None if it has no such file."""
+    if folder is not None:
+        return folder / name if (folder / name).exists() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        index = folder / WEIGHTS_INDEX if folder else Path(hf_hub_download(source, WEIGHTS_INDEX))
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError):
-        return  # All weights are in one file.
+        return Path(hf_hub_download(source, name))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
     except Exception as error:
+        raise hub_problem("model", source, error) from error
+
+
+def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> None:
+    """Refuse what `from_pretrained` would read though it is no safetensors file of this very model.
+
+    It would also make a model of any size that the config says, before it looks at the weights, and
+    leave out the layers that the config does not count.
+    """
+    if _file_of(source, folder, ADAPTER) is not None:
+        raise ModelError(f"{source} holds an adapter ({ADAPTER}); gptcli reads whole models.")
+    index = _file_of(source, folder, WEIGHTS_INDEX)
+    # As `from_pretrained` does: the one file, if it is there, wins.
+    whole = _file_of(source, folder, WEIGHTS)
+    names = {WEIGHTS} if index is None else _files_in_index(source, index)
+    if whole is not None:
+        names = {WEIGHTS}
+    shapes: dict[str, list[int]] = {}
+    for name in sorted(names):
+        file = _file_of(source, folder, name)
+        if file is None:
+            raise ModelError(f"{source} has no whole weights: {name} is missing.")
+        shapes |= _shapes_in(source, file)
+    _check_shapes(source, shapes, config)
+
+
+def _files_in_index(source: str, index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except Exception as error:  # JSON of any kind.
         raise hub_problem("weight index", source, error) from error
-    for file in sorted(map(str, files)):
-        if not file.endswith(".safetensors"):
-            raise ModelError(f"{source}: its weights are in {file}; only safetensors files are read.")
+    for name in sorted(map(str, names)):
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise ModelError(
+                f"{source}: its weights are in {name:.100}; only safetensors files beside the index are "
+                "read."
+            )
+    return names
+
+
+def _shapes_in(source: str, file: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {
+                name.removeprefix("transformer."): weights.get_slice(name).get_shape()
+                for name in weights.keys()  # noqa: SIM118: it is no mapping.
+            }
+    except Exception as error:
+        raise hub_problem("model", source, error) from error
+
+
+def _check_shapes(source: str, shapes: dict[str, list[int]], config: GPT2Config) -> None:
+    numbers = {int(match[1]) for name in shapes if (match := re.match(r"h\.(\d{1,9})\.", name))}
+    if numbers and numbers != set(range(config.n_layer)):
+        raise ModelError(
+            f"{source}: its config.json says n_layer {config.n_layer}, but its weights are of "
+            f"{len(numbers)} layers, numbered up to {max(numbers)}."
+        )
+    inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
+    expected = {
+        "wte.weight": [config.vocab_size, config.n_embd],
+        "wpe.weight": [config.n_positions, config.n_embd],
+        "h.0.mlp.c_fc.weight": [config.n_embd, inner],
+    }
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise _not_whole(source, "missing", f"transformer.{name}")
+        if shapes[name] != shape:
+            raise _not_whole(source, "of another shape", f"transformer.{name}")
+
+
+def _not_whole(source: str, what: str, name: str) -> ModelError:
+    return ModelError(f"{source} is no whole model: weights are {what}, {name} for one.")
 
 
 def _check_report(name: str, report: Any) -> None:
@@ -130,4 +248,4 @@ def _check_report(name: str, report: Any) -> None:
         items = report.get(key) or ()
         names = sorted(item if isinstance(item, str) else item[0] for item in items)
         if names:
-            raise ModelError(f"{name} is no whole model: weights are {what}, {names[0]} for one.")
+            raise _not_whole(name, what, names[0])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.files import replace_file
+from gptcli.files import flush_to_disk, replace_file, writing_to
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -16,20 +15,36 @@ if TYPE_CHECKING:
 def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer to `folder`, which holds a whole model before, during and after.
 
-    The files are made beside it and moved in one by one. Between two saves of a run only the weights
-    differ, and they are one file.
+    The files are made beside it. The first time they are moved in as one folder, later one by one:
+    between two saves of a run only the weights differ, and they are one file. Raises EnvironmentProblem
+    if the disk does not take them.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        tokenizer.model_max_length = model.config.n_positions
-        tokenizer.save_pretrained(staging)
-        # One file, however large: several could not be replaced at once.
-        model.save_pretrained(staging, max_shard_size="1TB")
-        mode = (staging / "config.json").stat().st_mode
-        folder.mkdir(exist_ok=True)
-        for file in sorted(staging.iterdir()):
-            file.chmod(mode)  # safetensors makes files that only their owner can read.
-            replace_file(file, folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    staging = partial_model(folder)
+    shutil.rmtree(staging, ignore_errors=True)  # What a killed process has left.
+    with writing_to(folder):
+        try:
+            staging.mkdir()
+            tokenizer.model_max_length = model.config.n_positions
+            tokenizer.save_pretrained(staging)
+            # One file, however large: several could not be replaced at once.
+            model.save_pretrained(staging, max_shard_size="1TB")
+            mode = (staging / "config.json").stat().st_mode
+            files = sorted(staging.iterdir())
+            for file in files:
+                file.chmod(mode)  # safetensors makes files that only their owner can read.
+                flush_to_disk(file)
+            if folder.exists():
+                for file in files:
+                    replace_file(file, folder / file.name)
+            else:
+                flush_to_disk(staging)
+                staging.rename(folder)
+                flush_to_disk(folder.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def partial_model(folder: Path) -> Path:
+    """Return where the files of `folder` are made before they are moved there."""
+    return folder.with_name(f".{folder.name}.partial")

@@ -88,8 +88,10 @@ def run_pretraining(
             run = pretraining.run
             if checkpoint is not None:
                 run.resume(checkpoint)
-                limit = run.limit()
-                if limit is not None and folder.ended() == f"finished: {limit}":
+                limit, facts = run.limit(), folder.read_facts()
+                if limit and facts.get("ended") == f"finished: {limit}":
+                    # The last evaluation may have been made after this checkpoint was saved.
+                    run.progress.best = facts.get("best_evaluation")
                     return pretraining.result(f"already finished: {limit}")
                 notify(Note(f"Resuming from {checkpoint}."))
             elif resume:

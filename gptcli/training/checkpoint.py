@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gptcli.errors import EnvironmentProblem, ModelError
-from gptcli.files import flush_to_disk
+from gptcli.files import flush_to_disk, writing_to
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 
@@ -69,36 +70,43 @@ def save_checkpoint(
 
     Raises EnvironmentProblem if the disk does not take it; nothing of it is left then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"step-{progress.step:08d}"
-    staging = folder / f".{name}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        weights = {name: weight.detach() for name, weight in model.named_parameters()}
-        _write_tensors(weights, staging / MODEL_FILE)
-        _write_tensors(optimizers.state_tensors(), staging / OPTIMIZER_FILE)
-        state = {"progress": asdict(progress), "origin": asdict(origin)}
-        (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
-        # Hashing and waiting for the disk take turns on different parts of the machine.
-        with ThreadPoolExecutor() as pool:
-            flushes = [pool.submit(flush_to_disk, staging / file) for file in CONTENT_FILES]
-            described = pool.map(_describe_file, [staging / file for file in CONTENT_FILES])
-            manifest = _manifest(dict(zip(CONTENT_FILES, described, strict=True)), origin)
-            for flush in flushes:
-                flush.result()
-        # Written last: a folder without it is an interrupted save.
-        (staging / MANIFEST_FILE).write_text(manifest)
-        flush_to_disk(staging / MANIFEST_FILE)
-        flush_to_disk(staging)
-        final = folder / name
-        if final.is_dir():  # A damaged one, which resuming has passed over.
-            shutil.rmtree(final)
-        staging.rename(final)
-        flush_to_disk(folder)
-    finally:
+    final = folder / f"step-{progress.step:08d}"
+    staging = _staging(final)
+    with writing_to(final):
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            _write_files(staging, model, optimizers, progress, origin)
+            if final.is_dir():  # A damaged one, which resuming has passed over.
+                shutil.rmtree(final)
+            staging.rename(final)
+            flush_to_disk(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return final
+
+
+def _write_files(
+    staging: Path, model: nn.Module, optimizers: Optimizers, progress: Progress, origin: Origin
+) -> None:
+    """Write the files of a checkpoint, and wait until they are on disk."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    _write_tensors(weights, staging / MODEL_FILE)
+    _write_tensors(optimizers.state_tensors(), staging / OPTIMIZER_FILE)
+    state = {"progress": asdict(progress), "origin": asdict(origin)}
+    (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
+    # Hashing and waiting for the disk take turns on different parts of the machine.
+    with ThreadPoolExecutor() as pool:
+        flushes = [pool.submit(flush_to_disk, staging / file) for file in CONTENT_FILES]
+        described = pool.map(_describe_file, [staging / file for file in CONTENT_FILES])
+        manifest = _manifest(dict(zip(CONTENT_FILES, described, strict=True)), origin)
+        for flush in flushes:
+            flush.result()
+    # Written last: a folder without it is an interrupted save.
+    (staging / MANIFEST_FILE).write_text(manifest)
+    flush_to_disk(staging / MANIFEST_FILE)
+    flush_to_disk(staging)
 
 
 def _manifest(files: dict[str, dict[str, Any]], origin: Origin) -> str:
@@ -127,8 +135,8 @@ def check_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise EnvironmentProblem(
-            f"{folder}: {what} need about {needed_bytes / 1e9:,.1f} GB, but the disk has "
-            f"{free / 1e9:,.1f} GB free. Make room, or choose an --output-dir on another disk."
+            f"{folder}: {what} need about {needed_bytes / 1e6:,.0f} MB, but the disk has "
+            f"{free / 1e6:,.0f} MB free. Make room, or choose an --output-dir on another disk."
         )
 
 
@@ -165,7 +173,7 @@ def find_problem(checkpoint: Path) -> str | None:
             return f"{file} is not what was saved"
     try:
         origin = read_state(checkpoint).origin
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return f"{STATE_FILE} is not what this version of gptcli writes"
     # The manifest is the one file that no hash covers; all it says can be made again.
     return None if manifest == _manifest(files, origin) else f"{MANIFEST_FILE} is damaged"
@@ -192,45 +200,57 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizers: Optimizers) -> SavedState:
-    """Restore weights and optimizers from a whole checkpoint and return the rest of its state."""
-    weights = load_file(checkpoint / MODEL_FILE)
-    parameters = dict(model.named_parameters())
-    shapes = {name: tuple(weight.shape) for name, weight in parameters.items()}
-    if shapes != {name: tuple(weight.shape) for name, weight in weights.items()}:
-        raise ModelError(f"{checkpoint}: its weights do not fit the model that the config describes.")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
-    optimizers.load_state_tensors(load_file(checkpoint / OPTIMIZER_FILE))
+    """Restore weights and optimizers from a whole checkpoint and return the rest of its state.
+
+    Raises ModelError if they are not those of this model and these optimizers.
+    """
+    try:
+        weights = load_file(checkpoint / MODEL_FILE)
+        parameters = dict(model.named_parameters())
+        if {name: p.shape for name, p in parameters.items()} != {
+            name: weight.shape for name, weight in weights.items()
+        }:
+            raise ValueError("its weights do not fit the model that the config describes")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                parameters[name].copy_(weight)
+        optimizers.load_state_tensors(load_file(checkpoint / OPTIMIZER_FILE))
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{checkpoint} cannot be resumed: {error}.") from error
     return read_state(checkpoint)
 
 
 def read_state(checkpoint: Path) -> SavedState:
-    """Return the state of a whole checkpoint without its tensors."""
-    state = json.loads((checkpoint / STATE_FILE).read_text())
-    return SavedState(Progress(**state["progress"]), Origin(**state["origin"]))
+    """Return the state of a checkpoint without its tensors. Raises ValueError if it is not one."""
+    state = TypeAdapter(SavedState).validate_json((checkpoint / STATE_FILE).read_bytes(), strict=True)
+    progress = state.progress
+    if progress.step != step_of(checkpoint) or progress.micro_batch_size < 1:
+        raise ValueError(f"{STATE_FILE} is not of this step")
+    if progress.best is not None and not {"step", "loss"} <= progress.best.keys():
+        raise ValueError(f"{STATE_FILE} names a best evaluation without its loss")
+    return state
 
 
-def rotate_checkpoints(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the `keep` newest up to `newest` and that of `best_step`.
+def rotate_checkpoints(folder: Path, newest_step: int, keep: int, best_step: int | None) -> None:
+    """Remove all but the `keep` newest up to `newest_step` and that of `best_step`.
 
-    newest: the one just saved. Those of later steps are damaged: resuming has passed them over.
+    newest_step: that of the one just saved, or resumed. Those of later steps are damaged: resuming has
+    passed them over.
     What interrupted saves have left goes too. Nothing with another name is touched.
     """
     checkpoints = list_checkpoints(folder)
-    begin = checkpoints.index(newest)
-    kept = set(checkpoints[begin : begin + keep])
+    kept = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= newest_step][:keep]
     for checkpoint in checkpoints:
         if checkpoint not in kept and step_of(checkpoint) != best_step:
-            shutil.rmtree(checkpoint)
-    _remove_partial(folder)
+            _remove(checkpoint)
+    remove_partial(folder)
 
 
 def remove_all_checkpoints(folder: Path) -> None:
     """Remove every checkpoint, and nothing with another name."""
     for checkpoint in list_checkpoints(folder):
-        shutil.rmtree(checkpoint)
-    _remove_partial(folder)
+        _remove(checkpoint)
+    remove_partial(folder)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -238,18 +258,29 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _remove_partial(folder: Path) -> None:
-    for path in folder.iterdir():
+def remove_partial(folder: Path) -> None:
+    """Remove what interrupted saves and removals have left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
         if _STAGING_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
 
+def _staging(checkpoint: Path) -> Path:
+    """Return the folder that a checkpoint is in before it is whole, and while it is removed."""
+    return checkpoint.with_name(f".{checkpoint.name}.partial")
+
+
+def _remove(checkpoint: Path) -> None:
+    staging = _staging(checkpoint)
+    if staging.is_dir():
+        shutil.rmtree(staging)
+    # Under this name nobody takes a half removed one for a damaged one.
+    shutil.rmtree(checkpoint.rename(staging))
+
+
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(on_cpu, path)
-    except SafetensorError as error:  # Not an OSError, also where the disk is full.
-        raise EnvironmentProblem(f"{path} cannot be written: {error}.") from error
+    save_file(on_cpu, path)
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

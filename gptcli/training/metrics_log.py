@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gptcli.files import write_text
+from gptcli.files import flush_to_disk, write_text, writing_to
 
 
 class MetricsLog:
@@ -16,8 +16,14 @@ class MetricsLog:
         self._path = path
 
     def append(self, entry: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        with writing_to(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def flush(self) -> None:
+        """Wait until all lines would survive a power cut."""
+        if self._path.exists():
+            flush_to_disk(self._path)
 
     def drop_after(self, step: int, evaluated_step: int) -> None:
         """Forget what a resumed run will do again: later steps, later evaluations, a torn last line."""

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 
 from gptcli.config.schema import TrainingSettings
 
+# What an optimizer keeps for a weight.
+_QUANTITIES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+
 
 class Optimizers:
     """AdamW for all weights, or Muon for the matrices of the blocks and AdamW for the rest.
@@ -79,7 +85,7 @@ class Optimizers:
         )
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` returned."""
+        """Restore what `state_tensors` returned. Raises ValueError for the state of other weights."""
         by_weight: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, quantity = key.rpartition("/")
@@ -87,7 +93,15 @@ class Optimizers:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    state = by_weight.get(self._names[parameter], {})
+                    name = self._names[parameter]
+                    state = by_weight.pop(name, {})
+                    expected = _QUANTITIES[type(optimizer)]
+                    shapes = {quantity: value.shape for quantity, value in state.items()}
+                    if state and shapes != {
+                        quantity: torch.Size([]) if quantity == "step" else parameter.shape
+                        for quantity in expected
+                    }:
+                        raise ValueError(f"the optimizer's state of {name} does not fit it")
                     # Fused optimizers keep their step count on the device as well.
                     optimizer.state[parameter] = {
                         quantity: value.to(parameter.device) for quantity, value in state.items()

@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import nn
 from gptcli import __version__
 from gptcli.config.loading import dump_settings
 from gptcli.config.schema import Settings
-from gptcli.errors import ConfigError, Diverged, InterruptedRun, ModelError
+from gptcli.errors import ConfigError, Diverged, EnvironmentProblem, InterruptedRun, ModelError
 from gptcli.files import write_text
 from gptcli.models.architecture import count_parameters
 from gptcli.models.saving import save_model
@@ -207,6 +208,7 @@ class TrainingRun:
         """
         started = time.monotonic()
         elapsed_before = self.progress.elapsed_seconds
+        self._folder.remove_partial()
         self._write_start(facts, ledger)
         self._metrics.drop_after(self.progress.step, self.progress.evaluated_step)
         training = self._settings.training
@@ -235,7 +237,8 @@ class TrainingRun:
             if self.progress.best is None:
                 save_model(self._model, self._tokenizer, self._folder.model)
         except BaseException as error:
-            self._write_end(f"stopped: {type(error).__name__}")
+            with suppress(EnvironmentProblem, OSError):  # The first problem is the one to tell.
+                self._write_end(f"stopped: {type(error).__name__}")
             raise
         self._write_end(f"finished: {limit}")
         return limit
@@ -253,7 +256,9 @@ class TrainingRun:
         if is_time or limit or asks.exists() or self._signals.received is not None:
             self._save()
             asks.unlink(missing_ok=True)
-        if self._signals.received is not None and limit is None:
+        # Also at a limit: the evaluation that belongs to its end was left. A signal that has come after
+        # the question above waits for the next step.
+        if self._signals.received is not None and self._saved_step == step:
             raise self._signals.interruption(f"after step {step}; it is saved. Continue with --resume.")
         return limit
 
@@ -285,18 +290,24 @@ class TrainingRun:
         self._notify(Evaluated(step, scores, is_best))
 
     def _save(self) -> None:
-        step = self.progress.step
-        if self._saved_step == step:
+        """Save this step, if that is not done yet, and drop the checkpoints that are not kept."""
+        if self._saved_step == self.progress.step:
+            self._rotate()  # A kill may have come before it, and the best may be another one since.
             return
+        self._metrics.flush()  # A checkpoint that survives a power cut has its lines.
         path = save_checkpoint(
             self._folder.checkpoints, self._model, self._optimizers, self.progress, self._origin
         )
-        self._saved_step = step
-        best_step = int(self.progress.best["step"]) if self.progress.best else None
-        rotate_checkpoints(
-            self._folder.checkpoints, path, self._settings.training.keep_checkpoints, best_step
-        )
+        self._saved_step = self.progress.step
+        self._rotate()
         self._notify(Saved(path))
+
+    def _rotate(self) -> None:
+        """Remove the checkpoints that the settings and the best evaluation do not ask to keep."""
+        assert self._saved_step is not None
+        best_step = int(self.progress.best["step"]) if self.progress.best else None
+        keep = self._settings.training.keep_checkpoints
+        rotate_checkpoints(self._folder.checkpoints, self._saved_step, keep, best_step)
 
     def _log(self, done: StepDone) -> None:
         log_steps = self._settings.logging.log_steps

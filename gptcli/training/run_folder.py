@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptcli.errors import ConfigError, EnvironmentProblem
-from gptcli.training.checkpoint import remove_all_checkpoints
+from gptcli.models.saving import partial_model
+from gptcli.training.checkpoint import remove_all_checkpoints, remove_partial
 
 LOCK = ".lock"
 
@@ -97,12 +99,20 @@ class RunFolder:
                 "--overwrite, or choose another --output-dir."
             )
 
-    def ended(self) -> str | None:
-        """Return how run.json says that the run ended; None if it does not say."""
+    def read_facts(self) -> dict[str, Any]:
+        """Return what run.json says; nothing if it cannot be read."""
         try:
-            return str(json.loads(self.run.read_text())["ended"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            facts = json.loads(self.run.read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    def remove_partial(self) -> None:
+        """Remove what a killed process has left of what it was writing or removing."""
+        remove_partial(self.checkpoints)
+        staging = partial_model(self.model)
+        if staging.is_dir() and not staging.is_symlink():
+            shutil.rmtree(staging)
 
     def clear(self) -> None:
         """Remove the run, and nothing that is not a run's."""
@@ -110,5 +120,6 @@ class RunFolder:
             remove_all_checkpoints(self.checkpoints)
         if self.model.is_dir() and not self.model.is_symlink():
             shutil.rmtree(self.model)
+        self.remove_partial()
         for file in (self.config, self.ledger, self.metrics, self.run):
             file.unlink(missing_ok=True)

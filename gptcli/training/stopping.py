@@ -28,7 +28,10 @@ class StopSignals:
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
         self._before = {
-            number: signal.signal(number, self._note) for number in ASKING_SIGNALS if is_main
+            number: signal.signal(number, self._note)
+            for number in ASKING_SIGNALS
+            # What the caller has turned off, as nohup does, stays off.
+            if is_main and signal.getsignal(number) is not signal.SIG_IGN
         }
         return self
 

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 
 from gptcli.config.schema import RuntimeSettings, Settings, TrainingSettings
 from gptcli.data.batches import Batch, TrainingBatches
-from gptcli.errors import Diverged, ExitCode
+from gptcli.errors import Diverged, EnvironmentProblem, ExitCode
 from gptcli.tasks.language_modelling import LanguageModelling
 from gptcli.training.device import Compute, choose_compute
 from gptcli.training.loop import Progress, StepDone, Task, train
@@ -255,3 +255,68 @@ def test_the_loss_scale_doubles_after_2000_good_steps() -> None:
     next(steps)
     assert (progress.loss_scale, progress.steps_at_this_scale) == (16, 0)
     assert next(steps).grad_norm == 1.0
+
+
+class FullAt(LanguageModelling):
+    """Runs out of memory with more sequences at once than `most`."""
+
+    def __init__(self, task: LanguageModelling, most: int) -> None:
+        self._task, self._most = task, most
+
+    def batch(self, step: int) -> Batch:
+        return self._task.batch(step)
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if len(batch.input_ids) > self._most:
+            raise torch.OutOfMemoryError("no memory")
+        return self._task.summed_loss(model, batch)
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_result(
+    model: GPT2LMHeadModel, task: LanguageModelling
+) -> None:
+    settings, other = settings_with(), copy.deepcopy(model)
+    progress = Progress()
+    halved = list(start(model, FullAt(task, most=2), settings, progress=progress))
+    small = list(start(other, task, settings, micro_batch_size=2))
+    assert progress.micro_batch_size == 2
+    assert [done.loss for done in halved] == [done.loss for done in small]
+    assert [done.grad_norm for done in halved] == [done.grad_norm for done in small]
+
+
+def test_memory_that_does_not_hold_one_sequence_is_said_with_what_helps(
+    model: GPT2LMHeadModel, task: LanguageModelling
+) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"single sequence.*context_length") as caught:
+        next(start(model, FullAt(task, most=0), settings_with()))
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT == 5
+
+
+class BadAt(OneTarget):
+    """The loss is the weight, but not a number in some steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self._steps = steps
+        self._step = -1
+
+    def batch(self, step: int) -> Batch:
+        self._step = step
+        return super().batch(step)
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model.get_parameter("weight").sum() * (math.nan if self._step in self._steps else 1)
+
+
+def test_bad_steps_are_skipped_as_often_in_a_row_as_is_set() -> None:
+    settings = settings_with(skip_bad_steps=2, max_steps=8)
+    progress = Progress()
+    done = list(start(Scalar(), BadAt(1, 2, 5), settings, progress=progress))
+    assert [each.step for each in done] == [1, 4, 5, 7, 8]
+    assert (progress.steps_skipped, progress.skipped_in_a_row, progress.tokens) == (3, 0, 5)
+    model = Scalar()
+    steps = start(model, BadAt(1, 2, 3), settings)
+    next(steps)
+    weight = model.weight.item()
+    with pytest.raises(Diverged, match=r"^The loss is nan at step 4 \(batch: number 3\)"):
+        next(steps)
+    assert model.weight.item() == weight

@@ -1,0 +1,94 @@
+"""Whatever the settings, a run stopped at any step and resumed is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.config.loading import load_settings
+from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.training.loop import StepDone
+from gptcli.training.run import Evaluated, Saved
+from tests.conftest import TEXT
+
+# More than two epochs of the first half of the text, with 20 sequences of 32 tokens.
+STEPS = 7
+SETTINGS = [
+    *(f"training.max_steps={STEPS}", "training.batch_size=8", "training.save_steps=1"),
+    *("model.dropout=0.1", "runtime.threads=1"),
+]
+
+
+class Stop(Exception):
+    """Raised from `notify`, where it ends the run as a crash of the caller would."""
+
+
+@dataclass
+class Recorder:
+    """What a run did at each step, and the order to stop it."""
+
+    stop_at: int | None = None
+    stop_after: type = StepDone
+    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case StepDone(step, loss, learning_rate, grad_norm):
+                self.steps[step] = {"loss": loss, "lr": learning_rate, "grad_norm": grad_norm}
+            case Evaluated(step, scores):
+                self.steps[step]["scores"] = scores
+            case Saved(path):
+                step = int(path.name.removeprefix("step-"))
+                manifest = json.loads((path / "manifest.json").read_text())
+                for name in ("model.safetensors", "optimizer.safetensors"):
+                    self.steps[step][name] = manifest["files"][name]["sha256"]
+        if isinstance(event, self.stop_after) and step == self.stop_at:
+            raise Stop
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "micro_batch_size", "eval_steps"),
+    list(product(["adamw", "muon"], [8, 4], [2, 100])),
+)
+@pytest.mark.parametrize("stop_after", [StepDone, pytest.param(Saved, marks=pytest.mark.slow)])
+def test_a_run_stopped_at_any_step_and_resumed_repeats_every_later_step(
+    config_file: Path,
+    text_file: Path,
+    tmp_path: Path,
+    optimizer: str,
+    micro_batch_size: int,
+    eval_steps: int,
+    stop_after: type,
+) -> None:
+    text_file.write_text(TEXT[: len(TEXT) // 2])
+    settings = load_settings(
+        config_file,
+        [
+            *SETTINGS,
+            f"training.optimizer={optimizer}",
+            f"training.micro_batch_size={micro_batch_size}",
+            f"evaluation.eval_steps={eval_steps}",
+        ],
+    )
+    whole = Recorder()
+    result = run_pretraining(settings, tmp_path / "whole", notify=whole)
+    assert result.epochs > 2
+    assert sorted(whole.steps) == list(range(1, STEPS + 1))
+    for stop_at in range(1, STEPS):
+        run = tmp_path / "stopped"
+        with pytest.raises(Stop):
+            run_pretraining(settings, run, notify=Recorder(stop_at, stop_after))
+        resumed = Recorder()
+        run_pretraining(settings, run, resume=True, notify=resumed)
+        # Stopped before the step was saved, it is done again; else it is not.
+        first = stop_at if stop_after is StepDone else stop_at + 1
+        assert resumed.steps == {step: facts for step, facts in whole.steps.items() if step >= first}, (
+            stop_at
+        )
+        shutil.rmtree(run)
