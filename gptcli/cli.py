@@ -74,7 +74,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 def _exit_code(error: BaseException) -> int:
     """Say what happened, if anything is to be said, and return the exit code for it."""
     if os.environ.get("GPTCLI_DEBUG") == "1" and not isinstance(error, typer.Exit):
-        traceback.print_exception(error)
+        console.say("".join(traceback.format_exception(error)).rstrip())
     match error:
         case typer.Exit():
             return error.exit_code

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptcli.config.schema import Settings
-from gptcli.config.yaml_reading import KeyPath, YamlProblem, parse_scalar, parse_yaml
+from gptcli.config.yaml_reading import MAX_BYTES, KeyPath, YamlProblem, parse_scalar, parse_yaml
 from gptcli.errors import ConfigError
 
 # What Hugging Face, nanoGPT and others call our settings, or what to set in place of theirs.
@@ -169,7 +169,11 @@ def section_type(annotation: object) -> type[BaseModel] | None:
 
 def _read_file(config: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     try:
-        text = config.read_text(encoding="utf-8-sig")
+        with config.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # Not all of /dev/zero.
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{config}: it has over {MAX_BYTES:,} bytes, too many for a config.")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{config}: no such config file.") from None
     except IsADirectoryError:

@@ -128,7 +128,7 @@ def _check_folder(folder: Path) -> None:
 def _check_kind(source: str, facts: dict[str, Any]) -> None:
     kind = facts.get("model_type")
     if kind != "gpt2":
-        raise ModelError(f"{source} is a {str(kind):.60} model; gptcli works with GPT-2 models.")
+        raise ModelError(f"{source} is a {kind!s:.60} model; gptcli works with GPT-2 models.")
     if facts.get("auto_map"):
         raise ModelError(
             f"{source}: its config.json names code to run (auto_map); gptcli runs no code of a model."
@@ -209,9 +209,9 @@ def _shapes_in(source: str, file: Path) -> dict[str, list[int]]:
 
     try:
         with safe_open(file, framework="pt") as weights:
+            names = list(weights.keys())
             return {
-                name.removeprefix("transformer."): weights.get_slice(name).get_shape()
-                for name in weights.keys()  # noqa: SIM118: it is no mapping.
+                name.removeprefix("transformer."): weights.get_slice(name).get_shape() for name in names
             }
     except Exception as error:
         raise hub_problem("model", source, error) from error

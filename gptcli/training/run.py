@@ -62,6 +62,7 @@ HARMLESS_ON_RESUME = (
     "training.max_tokens",
     "training.target_loss",
     "training.patience",
+    "training.skip_bad_steps",
     "training.micro_batch_size",
     "training.save_steps",
     "training.keep_checkpoints",

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from gptcli.config.loading import load_settings
+from gptcli.errors import ConfigError, InterruptedRun
+from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.training.loop import StepDone
+from gptcli.training.run import Note, Started
+from tests.pipelines.test_pretrain import (
+    assert_same_weights,
+    metrics_of,
+    pretrain,
+    read_json,
+    untimed_metrics_of,
+)
+
+# A rate at which the held-out loss rises from the first evaluations on.
+RISING = ("training.learning_rate=0.3", "training.min_learning_rate_ratio=1", "training.warmup_steps=0")
+
+
+@pytest.mark.parametrize(
+    ("limit", "low", "high"),
+    [
+        ("max_minutes", "0.000001", "1000"),
+        ("max_tokens", "100", "1000000"),
+        ("target_loss", "100", "0.001"),
+        ("patience", "1", "100"),
+    ],
+)
+def test_a_run_that_a_limit_has_ended_goes_on_with_a_higher_one(
+    config_file: Path, tmp_path: Path, limit: str, low: str, high: str
+) -> None:
+    run = tmp_path / "run"
+    settings = ["training.max_steps=12", "evaluation.eval_steps=1", *RISING]
+    ended = pretrain(config_file, run, *settings, f"training.{limit}={low}")
+    assert ended.ended == read_json(run / "run.json")["ended"] == f"finished: training.{limit}"
+    assert ended.step < 12
+
+    events: list[Event] = []
+    result = pretrain(
+        config_file, run, *settings, f"training.{limit}={high}", resume=True, events=events
+    )
+    assert [event.step for event in events if isinstance(event, Started)] == [ended.step]
+    assert result.ended == read_json(run / "run.json")["ended"] == "finished: training.max_steps"
+    assert [entry["step"] for entry in metrics_of(run) if "lr" in entry] == list(range(1, 13))
+    assert AutoModelForCausalLM.from_pretrained(run / "model").config.n_layer == 2
+
+
+def test_a_run_stopped_after_every_step_counts_to_the_same_patience(
+    config_file: Path, tmp_path: Path
+) -> None:
+    settings = ["evaluation.eval_steps=2", "training.patience=2", "training.max_steps=40", *RISING]
+    whole = pretrain(config_file, tmp_path / "whole", *settings)
+    assert whole.ended == "finished: training.patience"
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    parts = tmp_path / "parts"
+    for step in range(1, whole.step + 1):
+        with pytest.raises(InterruptedRun, match=f"SIGTERM after step {step}; it is saved") as caught:
+            run_pretraining(load_settings(config_file, settings), parts, resume=step > 1, notify=stop)
+        assert caught.value.exit_code == 75
+    result = pretrain(config_file, parts, *settings, resume=True)
+    assert (result.ended, result.step) == (whole.ended, whole.step)
+    assert result.evaluation == whole.evaluation
+    assert untimed_metrics_of(parts) == untimed_metrics_of(tmp_path / "whole")
+    assert_same_weights(parts / "model", tmp_path / "whole" / "model")
+
+
+def test_settings_tampered_with_in_a_checkpoint_are_noticed(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(config_file, run)
+    state = run / "checkpoints" / "step-00000006" / "state.json"
+    content = json.loads(state.read_text())
+    assert content["origin"]["settings"]["runtime"]["seed"] == 42
+    content["origin"]["settings"]["runtime"]["seed"] = 43
+    state.write_text(json.dumps(content, indent=2))
+    events: list[Event] = []
+    # With the seed that the checkpoint now claims, its batches would be others.
+    with pytest.raises(ConfigError, match=r"step-00000003 was trained with runtime\.seed 42"):
+        pretrain(config_file, run, "runtime.seed=43", resume=True, events=events)
+    (warning,) = [event.text for event in events if isinstance(event, Note) and event.is_warning]
+    assert "step-00000006 is passed over: state.json is not what was saved" in warning
