@@ -68,7 +68,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     kind: Any = AutoTokenizer
-    options: dict[str, Any] = {"trust_remote_code": False}
     folder = Path(name).expanduser()
     if folder.is_dir():
         name = str(folder)
