@@ -91,9 +91,6 @@ def main() -> None:
                     seconds["hash"] = measure(lambda: hash_files(files))
             if number > 0:  # The first only warms up.
                 rounds.append(seconds)
-        gigabytes = (
-            sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values()) / 1e9
-        )
 
     gigabytes = sum(tensor.nbytes for part in contents.values() for tensor in part.values()) / 1e9
     print(f"GPT-2 of {count_parameters(model):,} parameters, AdamW: {gigabytes:.2f} GB a checkpoint")

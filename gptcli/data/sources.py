@@ -34,6 +34,9 @@ TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
 READ_BYTES = 1 << 20
 MAX_LISTED = 100
+# A small file can unpack to any size. Text is streamed, but this much of it must fit in memory:
+MAX_ROW = 2**28  # characters of a row, or of a line
+MAX_LEADING_SPACE = 2**24  # white space characters that a document begins with
 
 
 class Piece(NamedTuple):
@@ -238,7 +241,7 @@ def read_documents(sources: Iterable[Source], data: DataSettings, reading: Readi
     Raises DataError naming the file, and the byte or row, that cannot be read.
     """
     for source in sources:
-        for piece in _split_at_markers(_raw_pieces(source, data, reading), reading):
+        for piece in _split_at_markers(_raw_pieces(source, data, reading), reading, str(source)):
             reading.bytes += len(piece.text.encode())
             reading.documents += piece.ends_document
             yield piece
@@ -274,7 +277,7 @@ def _pieces_of_file(source: FileSource, data: DataSettings, reading: Reading) ->
     chunks = _decoded_chunks(source, data, reading)
     if source.suffix in TEXT_SUFFIXES:
         if data.text_unit == "line":
-            for line in _lines(chunks):
+            for line in _lines(chunks, str(source)):
                 reading.carriage_returns_removed += line.endswith("\r\n")
                 end = "\r\n" if line.endswith("\r\n") else "\n"
                 yield from _pieces_of_text(_slices(line.removesuffix(end)))
@@ -356,16 +359,20 @@ def _whole_characters(text: str, where: str, data: DataSettings, reading: Readin
     return text
 
 
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
+def _lines(chunks: Iterable[str], where: str) -> Iterator[str]:
     """Yield lines with their line feed. Only that ends a line: text may hold U+2028 and the like."""
     rest: list[str] = []
+    length = 0
     for chunk in chunks:
         *whole, last = chunk.split("\n")
         for line in whole:
             yield "".join([*rest, line, "\n"])
-            rest = []
+            rest, length = [], 0
         if last:
             rest.append(last)
+            length += len(last)
+            if length > MAX_ROW:
+                raise DataError(f"{where} has a line of over {MAX_ROW:,} characters; it is not read.")
     if rest:
         yield "".join(rest)
 
@@ -426,7 +433,7 @@ def _check_column(column: str, columns: Iterable[str], where: str) -> None:
 def _jsonl_values(
     source: FileSource, chunks: Iterable[str], column: str
 ) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(_lines(chunks), 1):
+    for number, line in enumerate(_lines(chunks, str(source)), 1):
         if not line.strip():
             continue
         where = f"{source}:{number}"
@@ -441,8 +448,8 @@ def _jsonl_values(
 
 
 def _csv_values(source: FileSource, chunks: Iterable[str], column: str) -> Iterator[tuple[str, object]]:
-    csv.field_size_limit(sys.maxsize)  # The default of 128 KiB is less than one article.
-    rows = csv.reader(_lines(chunks), strict=True)
+    csv.field_size_limit(MAX_ROW)  # The default of 128 KiB is less than one article.
+    rows = csv.reader(_lines(chunks, str(source)), strict=True)
     try:
         header = next(rows, [])
         _check_column(column, header, str(source))
@@ -477,7 +484,7 @@ def _parquet_values(source: FileSource, column: str) -> Iterator[tuple[str, obje
         raise DataError(f"{source} is not a readable Parquet file: {first_line(error)}") from error
 
 
-def _split_at_markers(pieces: Iterable[Piece], reading: Reading) -> Iterator[Piece]:
+def _split_at_markers(pieces: Iterable[Piece], reading: Reading, where: str) -> Iterator[Piece]:
     """End a document at each literal <|endoftext|>; drop documents that are only white space."""
     is_open = False  # Whether a piece of the current document has been yielded.
     lead = ""  # White space that the current document began with.
@@ -496,5 +503,10 @@ def _split_at_markers(pieces: Iterable[Piece], reading: Reading) -> Iterator[Pie
                 # What stands behind a document's last marker is no document unless it has text.
                 reading.empty_documents_dropped += ends and (ends_at_marker or not follows_marker)
                 lead = "" if ends else lead + part
+                if len(lead) > MAX_LEADING_SPACE:
+                    raise DataError(
+                        f"{where}: a document begins with over {MAX_LEADING_SPACE:,} characters of "
+                        "white space. It is no text."
+                    )
             if ends:
                 follows_marker = ends_at_marker

@@ -68,6 +68,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     kind: Any = AutoTokenizer
+    options: dict[str, Any] = {"trust_remote_code": False}
     folder = Path(name).expanduser()
     if folder.is_dir():
         name = str(folder)
@@ -81,8 +82,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             kind = GPT2TokenizerFast
     else:
         use_cache_if_unreachable()
+    if kind is AutoTokenizer:
+        options["config"] = _kind_of_model(name)
     try:
-        tokenizer = kind.from_pretrained(name, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(name, **options)
     except Exception as error:  # `transformers` raises whatever its parsers raise.
         raise hub_problem("tokenizer", name, error) from error
     if not tokenizer.is_fast:
@@ -96,6 +99,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _kind_of_model(name: str) -> Any:
+    """Return a configuration with what a tokenizer's class is chosen by; None if there is none.
+
+    The rest of config.json decides nothing here, but could take any time and memory to read.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    try:
+        facts, _ = PreTrainedConfig.get_config_dict(name)
+        kind = facts.get("model_type")
+        config = AutoConfig.for_model(kind) if kind in CONFIG_MAPPING else PreTrainedConfig()
+    except Exception:  # A tokenizer needs none; what else is wrong, loading it says.
+        return None
+    config.tokenizer_class = facts.get("tokenizer_class")
+    config._name_or_path = name
+    return config
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gptcli.errors import EnvironmentProblem, ModelError
-from gptcli.files import flush_to_disk, writing_to
+from gptcli.files import flush_to_disk, remove_tree, writing_to
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 
@@ -74,16 +74,15 @@ def save_checkpoint(
     staging = _staging(final)
     with writing_to(final):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
         staging.mkdir()
         try:
             _write_files(staging, model, optimizers, progress, origin)
-            if final.is_dir():  # A damaged one, which resuming has passed over.
-                shutil.rmtree(final)
+            remove_tree(final)  # A damaged one, which resuming has passed over.
             staging.rename(final)
             flush_to_disk(folder)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_tree(staging)
     return final
 
 
@@ -92,17 +91,29 @@ def _write_files(
 ) -> None:
     """Write the files of a checkpoint, and wait until they are on disk."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    _write_tensors(weights, staging / MODEL_FILE)
-    _write_tensors(optimizers.state_tensors(), staging / OPTIMIZER_FILE)
     state = {"progress": asdict(progress), "origin": asdict(origin)}
-    (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
-    # Hashing and waiting for the disk take turns on different parts of the machine.
+    # Writing, flushing and hashing keep different parts of the machine busy: while one file is flushed
+    # and hashed, the next is written. The largest goes first.
     with ThreadPoolExecutor() as pool:
-        flushes = [pool.submit(flush_to_disk, staging / file) for file in CONTENT_FILES]
-        described = pool.map(_describe_file, [staging / file for file in CONTENT_FILES])
-        manifest = _manifest(dict(zip(CONTENT_FILES, described, strict=True)), origin)
-        for flush in flushes:
+        settling = {}
+
+        def settle(file: str) -> None:
+            settling[file] = (
+                pool.submit(flush_to_disk, staging / file),
+                pool.submit(_describe_file, staging / file),
+            )
+
+        (staging / STATE_FILE).write_text(json.dumps(state, indent=2))
+        settle(STATE_FILE)
+        mode = (staging / STATE_FILE).stat().st_mode
+        tensors = {OPTIMIZER_FILE: optimizers.state_tensors(), MODEL_FILE: weights}
+        for file in tensors:
+            _write_tensors(tensors[file], staging / file)
+            (staging / file).chmod(mode)  # safetensors makes files that only their owner can read.
+            settle(file)
+        for flush, _ in settling.values():
             flush.result()
+        manifest = _manifest({file: settling[file][1].result() for file in CONTENT_FILES}, origin)
     # Written last: a folder without it is an interrupted save.
     (staging / MANIFEST_FILE).write_text(manifest)
     flush_to_disk(staging / MANIFEST_FILE)
@@ -132,7 +143,7 @@ def checkpoint_bytes(model: nn.Module, optimizers: Optimizers) -> int:
 
 def check_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
     """Raise EnvironmentProblem if the disk of `folder` has less than `needed_bytes` free."""
-    free = shutil.disk_usage(folder).free
+    free = disk_usage(folder).free
     if free < needed_bytes:
         raise EnvironmentProblem(
             f"{folder}: {what} need about {needed_bytes / 1e6:,.0f} MB, but the disk has "
@@ -261,8 +272,8 @@ def step_of(checkpoint: Path) -> int:
 def remove_partial(folder: Path) -> None:
     """Remove what interrupted saves and removals have left."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _STAGING_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if _STAGING_NAME.fullmatch(path.name):
+            remove_tree(path)
 
 
 def _staging(checkpoint: Path) -> Path:
@@ -272,10 +283,9 @@ def _staging(checkpoint: Path) -> Path:
 
 def _remove(checkpoint: Path) -> None:
     staging = _staging(checkpoint)
-    if staging.is_dir():
-        shutil.rmtree(staging)
+    remove_tree(staging)
     # Under this name nobody takes a half removed one for a damaged one.
-    shutil.rmtree(checkpoint.rename(staging))
+    remove_tree(checkpoint.rename(staging))
 
 
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

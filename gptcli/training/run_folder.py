@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import ConfigError, EnvironmentProblem
+from gptcli.files import remove_tree
 from gptcli.models.saving import partial_model
 from gptcli.training.checkpoint import remove_all_checkpoints, remove_partial
 
@@ -92,6 +92,12 @@ class RunFolder:
         """Raise ConfigError unless a run may be written here, as the options say."""
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other.")
+        for folder in (self.checkpoints, self.model):
+            if folder.is_symlink():
+                raise ConfigError(
+                    f"{folder} is a link, and what it leads to may be somebody else's. Remove it, or "
+                    "choose another --output-dir."
+                )
         is_used = any(path.name != LOCK for path in self.path.iterdir())
         if is_used and not resume and not overwrite:
             raise ConfigError(
@@ -110,16 +116,13 @@ class RunFolder:
     def remove_partial(self) -> None:
         """Remove what a killed process has left of what it was writing or removing."""
         remove_partial(self.checkpoints)
-        staging = partial_model(self.model)
-        if staging.is_dir() and not staging.is_symlink():
-            shutil.rmtree(staging)
+        remove_tree(partial_model(self.model))
 
     def clear(self) -> None:
         """Remove the run, and nothing that is not a run's."""
         if self.checkpoints.is_dir():
             remove_all_checkpoints(self.checkpoints)
-        if self.model.is_dir() and not self.model.is_symlink():
-            shutil.rmtree(self.model)
+        remove_tree(self.model)
         self.remove_partial()
         for file in (self.config, self.ledger, self.metrics, self.run):
             file.unlink(missing_ok=True)

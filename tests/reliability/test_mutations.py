@@ -148,7 +148,16 @@ def test_damaged_data_is_prepared_or_refused(
 
 def generate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """Run `gptcli generate` on a model folder in this process; return its exit code."""
-    arguments = ["generate", "The cat", "--model", str(folder), "--max-new-tokens", "2"]
+    arguments = [
+        "generate",
+        "The cat",
+        "--model",
+        str(folder),
+        "--max-new-tokens",
+        "2",
+        "--temperature",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["gptcli", *arguments, "--device", "cpu"])
     with pytest.raises(SystemExit) as end:
         main()

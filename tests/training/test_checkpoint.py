@@ -210,7 +210,8 @@ def test_old_checkpoints_are_removed_by_step_number_and_nothing_else_is_touched(
     rotate_checkpoints(folder, 100_000_000, keep=2, best_step=None)
 
     left = ["step-99999999", "step-100000000", *kept]
-    left += ["step-00000001", ".step-00000012.partial", "step-00000003"]
+    # A link in the place of a save yet to come is in its way: the link goes, what it leads to stays.
+    left += ["step-00000001", "step-00000003"]
     assert names_in(folder) == sorted(left)
     assert names_in(elsewhere) == ["precious"]
 
