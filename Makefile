@@ -44,6 +44,7 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/tinyshakespeare.py
+	$(BIN)/python benchmarks/checkpoint_overhead.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

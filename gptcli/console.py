@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -42,6 +43,12 @@ def say(text: str = "") -> None:
         print(visible(text), file=sys.stderr, flush=True)
     except OSError:
         _silence(sys.stderr)
+
+
+def say_at_once(text: str) -> None:
+    """Write a line to stderr from a signal handler, which may have interrupted another write."""
+    with suppress(OSError):
+        os.write(2, f"\n{visible(text)}\n".encode())
 
 
 def warn(text: str) -> None:

@@ -56,9 +56,11 @@ class EnvironmentProblem(GptcliError):
 class InterruptedRun(GptcliError):
     """A signal has ended the run at a point from which it can go on. No failure, but not done."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, is_saved: bool) -> None:
+        """is_saved: the run goes on with --resume; else the same command does its work again."""
         super().__init__(message)
         self.exit_code = exit_code
+        self.is_saved = is_saved
 
 
 class Diverged(GptcliError):

@@ -176,7 +176,7 @@ def test_ctrl_c_during_training_ends_with_130_and_no_traceback(config_file: Path
     rest = process.stderr.read()
     assert process.wait() == 130
     guard.cancel()
-    assert rest.splitlines()[-1].startswith("Stopped by SIGINT after step ")
+    assert rest.splitlines()[-1].startswith("Stopped by Ctrl-C after step ")
     assert "Traceback" not in rest
 
 

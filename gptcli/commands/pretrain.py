@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from gptcli import console
+from gptcli.errors import InterruptedRun
+from gptcli.training.stopping import StopSignals
 
 if TYPE_CHECKING:
+    from gptcli.config.schema import Settings
     from gptcli.pipelines.pretrain import Event, PretrainResult
 
 
@@ -39,21 +44,28 @@ def pretrain(
     if output_dir is None:
         output_dir = _default_output_dir(config)
 
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.pretrain import run_pretraining
+    # Before the imports that take seconds: a signal in them, too, ends with the exit code it should.
+    with console.ProgressDisplay() as display, StopSignals(console.say_at_once) as signals:
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.pretrain import run_pretraining
 
-    quiet_libraries()
-    with console.ProgressDisplay() as display:
-        renderer = _Renderer(display)
-        result = run_pretraining(
-            settings,
-            output_dir,
-            resume=resume,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            notify=renderer.show,
-        )
-    _show_result(result)
+        quiet_libraries()
+        try:
+            result = run_pretraining(
+                settings,
+                output_dir,
+                resume=resume,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                notify=_Renderer(display).show,
+                signals=signals,
+            )
+        except InterruptedRun as stop:
+            if not stop.is_saved:
+                raise
+            message = f"{stop} Continue with: {_resuming_command()}"
+            raise InterruptedRun(message, stop.exit_code, is_saved=True) from stop
+    _show_result(result, settings)
     if as_json:
         console.write_json(asdict(result))
 
@@ -63,6 +75,12 @@ def _default_output_dir(config: Path) -> Path:
     if config.name == "config.yaml" and (config.parent / "run.json").is_file():
         return config.parent
     return Path("runs") / config.stem
+
+
+def _resuming_command() -> str:
+    """Return the command that continues the run of this one."""
+    options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
+    return shlex.join(["gptcli", *options, "--resume"])
 
 
 class _Renderer:
@@ -91,7 +109,7 @@ class _Renderer:
                 display.update(bytes_done, f"{bytes_done / 1e6:,.1f}{of_total} MB" if bytes_done else "")
             case Started():
                 display.say(
-                    f"Training {event.parameters:,} parameters for {event.max_steps:,} steps "
+                    f"Training {event.parameters:,} parameters up to step {event.max_steps:,} "
                     f"({event.steps_per_epoch:,.1f} steps an epoch)."
                 )
                 self._max_steps = event.max_steps
@@ -119,7 +137,7 @@ class _Renderer:
                 display.say(f"Saved {path}.")
 
 
-def _show_result(result: PretrainResult) -> None:
+def _show_result(result: PretrainResult, settings: Settings) -> None:
     facts = [
         ("parameters", f"{result.parameters:,}"),
         ("training text", f"{result.train_tokens:,} tokens, {result.epochs:.1f} times"),
@@ -137,11 +155,15 @@ def _show_result(result: PretrainResult) -> None:
                 f"{_scores(best)} (step {best['step']})",
             )
         )
+    if result.steps_skipped:
+        facts.append(("skipped", f"{result.steps_skipped:,} steps; metrics.jsonl says which"))
     state, _, limit = result.ended.partition(": ")
+    value = getattr(settings.training, limit.removeprefix("training."))
+    facts.append(("ended by", f"{limit} {value:,}"))
+    console.show_facts(f"The model is in {result.model}", facts)
     if state == "already finished":
         console.say(f"This run has already finished ({limit}); a higher limit would continue it.")
-    facts.append(("ended by", limit))
-    console.show_facts(f"The model is in {result.model}", facts)
+        return
     console.say("Try next:")
     again = f'gptcli generate "Once upon a time" --model {result.model} --temperature 0.8'
     console.say(f"  {again}")

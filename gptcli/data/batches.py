@@ -72,8 +72,9 @@ class TrainingBatches:
         """Return which sequences, of which epoch, the batch of step `step` has."""
         first = step * self._batch_size
         epoch, position = divmod(first, self.sequences_per_epoch)
-        last = position + self._batch_size - 1
-        return f"sequences {position:,} to {last:,} of epoch {epoch + 1}, counted from 0"
+        last_epoch, last = divmod(first + self._batch_size - 1, self.sequences_per_epoch)
+        in_epoch = f" of epoch {epoch + 1}" if epoch != last_epoch else ""
+        return f"sequences {position + 1:,}{in_epoch} to {last + 1:,} of epoch {last_epoch + 1}"
 
     def _span(self, number: int) -> tuple[int, int]:
         """Return (first target, length) of the `number`-th sequence of the run."""

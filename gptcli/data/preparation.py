@@ -10,12 +10,15 @@ content, the tokenizer, the settings. Building it streams through memory, whatev
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 STORE_FORMAT = 1
 TRAIN, VALIDATION = "train", "validation"
 BATCH_CHARACTERS = 4_000_000
+STAGING_PREFIX = "building-"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,9 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
     folder = cache / _store_name(fingerprint, settings, tokenizer)
     was_cached = _is_whole(folder)
     if not was_cached:
-        staging = _new_folder(cache)
-        try:
-            with writing_to(cache):
-                _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
-                _publish(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with _staging_in(cache) as staging, writing_to(cache):
+            _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
+            _publish(staging, folder)
     prepared = _open(folder, fingerprint, was_cached)
     # The same text may have been stored when it lay elsewhere, among other files.
     prepared.ledger.sources = [str(source) for source in (*sources, *validation_sources)]
@@ -112,14 +112,37 @@ def cache_folder(setting: str | None) -> Path:
     return Path(root) / "gptcli" / "tokens"
 
 
-def _new_folder(cache: Path) -> Path:
+@contextmanager
+def _staging_in(cache: Path) -> Iterator[Path]:
+    """Make a folder to build in, locked by this process; those of killed processes are removed."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+        _remove_abandoned(cache)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=cache))
+        lock = os.open(staging, os.O_RDONLY)
     except OSError as error:
         raise EnvironmentProblem(
             f"{cache}: the token cache cannot be written: {error.strerror}. Set data.cache_dir."
         ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield staging
+    finally:
+        os.close(lock)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    for folder in cache.glob(f"{STAGING_PREFIX}*"):
+        with suppress(OSError):  # Another process may be at it.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                # One that was just made may not be locked yet.
+                if time.time() - folder.stat().st_mtime > 60:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 def _data_fingerprint(

@@ -49,6 +49,8 @@ class PretrainResult:
     validation_tokens: int
     epochs: float
     """How often the run has gone (a dry run: would go) through the training text."""
+    steps_skipped: int
+    """Of the steps, those whose update was left out: training.skip_bad_steps."""
     training_seconds: float
     evaluation: dict[str, float] | None
     """The best evaluation: step, loss, perplexity, bits_per_byte."""
@@ -62,45 +64,48 @@ def run_pretraining(
     overwrite: bool = False,
     dry_run: bool = False,
     notify: Notify = lambda event: None,
+    signals: StopSignals | None = None,
 ) -> PretrainResult:
     """Pretrain a GPT-2 into `output_dir`; with `dry_run`, do all but train and write a run.
 
-    Raises a GptcliError for anything that the user can mend, before training wherever that is possible,
-    and InterruptedRun, with all saved, when a signal asks to stop.
+    signals: what asks to stop; none if not given. Raises a GptcliError for anything that the user can
+    mend, before training wherever that is possible, and InterruptedRun, with all saved, when a signal
+    asks to stop.
     """
     folder = RunFolder(output_dir)
-    with StopSignals() as signals:
+    signals = signals or StopSignals()
 
-        def notify_and_look(event: Event) -> None:
-            notify(event)
-            signals.raise_if_received()
+    def notify_and_look(event: Event) -> None:
+        notify(event)
+        signals.raise_if_received()
 
-        if dry_run:
-            return _Pretraining(settings, folder, signals, notify, notify_and_look).result("dry run")
-        with folder.lock():
-            folder.check(resume=resume, overwrite=overwrite)
-            checkpoint, warnings = newest_whole(folder.checkpoints) if resume else (None, [])
-            for warning in warnings:
-                notify(Note(warning, is_warning=True))
-            if checkpoint is not None:
-                check_settings_match(checkpoint, settings)
-            pretraining = _Pretraining(settings, folder, signals, notify, notify_and_look)
-            run = pretraining.run
-            if checkpoint is not None:
-                run.resume(checkpoint)
-                limit, facts = run.limit(), folder.read_facts()
-                if limit and facts.get("ended") == f"finished: {limit}":
-                    # The last evaluation may have been made after this checkpoint was saved.
-                    run.progress.best = facts.get("best_evaluation")
-                    return pretraining.result(f"already finished: {limit}")
-                notify(Note(f"Resuming from {checkpoint}."))
-            elif resume:
-                notify(Note("There is no checkpoint yet; starting at step 0."))
-            if overwrite:
-                folder.clear()
-            run.check_disk_space()
-            signals.raise_if_received()
-            return pretraining.result(f"finished: {pretraining.train()}")
+    signals.raise_if_received()
+    if dry_run:
+        return _Pretraining(settings, folder, signals, notify, notify_and_look).result("dry run")
+    with folder.lock():
+        folder.check(resume=resume, overwrite=overwrite)
+        checkpoint, warnings = newest_whole(folder.checkpoints) if resume else (None, [])
+        for warning in warnings:
+            notify(Note(warning, is_warning=True))
+        if checkpoint is not None:
+            check_settings_match(checkpoint, settings)
+        pretraining = _Pretraining(settings, folder, signals, notify, notify_and_look)
+        run = pretraining.run
+        if checkpoint is not None:
+            run.resume(checkpoint)
+            limit, facts = run.limit(), folder.read_facts()
+            if limit and facts.get("ended") == f"finished: {limit}":
+                # The last evaluation may have been made after this checkpoint was saved.
+                run.progress.best = facts.get("best_evaluation")
+                return pretraining.result(f"already finished: {limit}")
+            notify(Note(f"Resuming from {checkpoint}."))
+        elif resume:
+            notify(Note("There is no checkpoint yet; starting at step 0."))
+        if overwrite:
+            folder.clear()
+        run.check_disk_space()
+        signals.raise_if_received()
+        return pretraining.result(f"finished: {pretraining.train()}")
 
 
 class _Pretraining:
@@ -189,6 +194,7 @@ class _Pretraining:
             train_tokens=self._text.train.token_count,
             validation_tokens=self._text.ledger.validation.tokens,
             epochs=sequences / self._batches.sequences_per_epoch,
+            steps_skipped=progress.steps_skipped,
             training_seconds=progress.training_seconds,
             evaluation=progress.best,
         )

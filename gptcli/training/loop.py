@@ -137,7 +137,7 @@ def train(
             if not is_out_of_memory(error):
                 raise
             model.zero_grad(set_to_none=True)
-            progress.micro_batch_size = _smaller_micro_batch(progress.micro_batch_size, error)
+            halve_micro_batch(progress, error)
             yield MicroBatchHalved(progress.micro_batch_size)
             continue
         grad_norm = _unscale_and_clip(model, loss_scale, training.max_grad_norm)
@@ -152,10 +152,7 @@ def train(
             where = f"The {problem} at step {step + 1} (batch: {task.describe_batch(step)})"
             progress.skipped_in_a_row += 1
             if progress.skipped_in_a_row > training.skip_bad_steps:
-                raise Diverged(
-                    f"{where}; its update was not made. Start again with a lower "
-                    "training.learning_rate, or more training.warmup_steps."
-                )
+                raise Diverged(f"{where}; its update was not made.")
             model.zero_grad(set_to_none=True)
             progress.step += 1
             progress.steps_skipped += 1
@@ -181,15 +178,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _smaller_micro_batch(size: int, error: RuntimeError) -> int:
-    if size == 1:
+def halve_micro_batch(progress: Progress, error: RuntimeError) -> None:
+    """Make micro-batches half as large because of `error`; EnvironmentProblem at a single sequence."""
+    if progress.micro_batch_size == 1:
         raise EnvironmentProblem(
             "Out of memory with a single sequence at once. What helps: a smaller model.context_length, "
             "a smaller model or vocabulary, runtime.precision bf16, or a device with more memory."
         ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # Pieces of the old size are of no use to the new one.
-    return size // 2
+    progress.micro_batch_size //= 2
 
 
 def accumulate_gradients(

@@ -39,6 +39,7 @@ from gptcli.training.checkpoint import (
     Origin,
     check_disk_space,
     checkpoint_bytes,
+    list_checkpoints,
     load_checkpoint,
     read_state,
     rotate_checkpoints,
@@ -46,7 +47,16 @@ from gptcli.training.checkpoint import (
     step_of,
 )
 from gptcli.training.device import Compute
-from gptcli.training.loop import MicroBatchHalved, Progress, StepDone, StepSkipped, Task, train
+from gptcli.training.loop import (
+    MicroBatchHalved,
+    Progress,
+    StepDone,
+    StepSkipped,
+    Task,
+    halve_micro_batch,
+    is_out_of_memory,
+    train,
+)
 from gptcli.training.metrics_log import MetricsLog
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.run_folder import RunFolder
@@ -153,6 +163,7 @@ class TrainingRun:
         self._optimizers = Optimizers(model, settings.training)
         self._metrics = MetricsLog(folder.metrics)
         self._saved_step: int | None = None
+        self._elapsed_before = 0.0
         self.progress = Progress(micro_batch_size=micro_batch_size)
 
     def resume(self, checkpoint: Path) -> None:
@@ -178,8 +189,11 @@ class TrainingRun:
             )
         micro_batch_size = self.progress.micro_batch_size
         self.progress = load_checkpoint(checkpoint, self._model, self._optimizers).progress
-        if self._settings.training.micro_batch_size != "auto":
+        setting = self._settings.training.micro_batch_size
+        if setting != before.settings["training"]["micro_batch_size"]:
+            # Else what fitted before is kept: memory may have run out.
             self.progress.micro_batch_size = micro_batch_size
+        self._elapsed_before = self.progress.elapsed_seconds
         self._saved_step = step_of(checkpoint)
 
     def check_disk_space(self) -> None:
@@ -207,8 +221,7 @@ class TrainingRun:
         facts, ledger: what run.json and data.json say of the data. Raises InterruptedRun, with all
         saved, when a signal asks for it; Diverged; EnvironmentProblem.
         """
-        started = time.monotonic()
-        elapsed_before = self.progress.elapsed_seconds
+        self._started = time.monotonic()
         self._folder.remove_partial()
         self._write_start(facts, ledger)
         self._metrics.drop_after(self.progress.step, self.progress.evaluated_step)
@@ -229,8 +242,10 @@ class TrainingRun:
                     self._notify(event)
                     if isinstance(event, StepDone):
                         self._log(event)
+                    elif isinstance(event, StepSkipped):
+                        self._metrics.append({"step": event.step, "skipped": event.problem})
                     if not isinstance(event, MicroBatchHalved):
-                        self.progress.elapsed_seconds = elapsed_before + time.monotonic() - started
+                        self._update_elapsed()
                         limit = self._between_steps()
                     if limit is not None:
                         break
@@ -238,9 +253,13 @@ class TrainingRun:
             if self.progress.best is None:
                 save_model(self._model, self._tokenizer, self._folder.model)
         except BaseException as error:
+            self._update_elapsed()
             with suppress(EnvironmentProblem, OSError):  # The first problem is the one to tell.
                 self._write_end(f"stopped: {type(error).__name__}")
+            if isinstance(error, Diverged):
+                raise Diverged(f"{error} {self._way_on()}") from error
             raise
+        self._update_elapsed()
         self._write_end(f"finished: {limit}")
         return limit
 
@@ -251,6 +270,7 @@ class TrainingRun:
         is_time = step > 0 and step % settings.evaluation.eval_steps == 0
         if (is_time or self.limit()) and self._signals.received is None:
             self._evaluate()
+            self._update_elapsed()
         limit = self.limit()
         asks = self._folder.save_now
         is_time = step > 0 and step % settings.training.save_steps == 0
@@ -260,25 +280,36 @@ class TrainingRun:
         # Also at a limit: the evaluation that belongs to its end was left. A signal that has come after
         # the question above waits for the next step.
         if self._signals.received is not None and self._saved_step == step:
-            raise self._signals.interruption(f"after step {step}; it is saved. Continue with --resume.")
+            raise self._signals.interruption(f"after step {step}; it is saved.", is_saved=True)
         return limit
+
+    def _update_elapsed(self) -> None:
+        self.progress.elapsed_seconds = self._elapsed_before + time.monotonic() - self._started
+
+    def _way_on(self) -> str:
+        """Return what can be done about a run that has diverged."""
+        newest = next(iter(list_checkpoints(self._folder.checkpoints)), None)
+        start = "Start again with a lower training.learning_rate, or more training.warmup_steps"
+        if newest is None:
+            return f"{start}. No checkpoint had been saved."
+        return (
+            f"{start}; or, if it is a bad batch, continue from {newest} with --resume and "
+            "--set training.skip_bad_steps=N."
+        )
 
     def _evaluate(self) -> None:
         progress, step = self.progress, self.progress.step
         if progress.evaluated_step == step:
             return
         try:
-            scores = self._task.evaluate(
-                self._model, progress.micro_batch_size, self._signals.raise_if_received
-            )
+            scores = self._scores()
         except InterruptedRun:
             return  # This step is evaluated when the run goes on.
         if scores is None:
             return
         if not all(math.isfinite(score) for score in scores.values()):
             raise Diverged(
-                f"The held-out loss after step {step} is {scores['loss']:g}: training has diverged. "
-                "Start again with a lower training.learning_rate, or more training.warmup_steps."
+                f"The held-out loss after step {step} is {scores['loss']:g}: training has diverged."
             )
         is_best = progress.best is None or scores["loss"] < progress.best["loss"]
         progress.evaluated_step = step
@@ -289,6 +320,18 @@ class TrainingRun:
             save_model(self._model, self._tokenizer, self._folder.model)
         self._metrics.append({"step": step, **scores, "tokens": progress.tokens, "split": "validation"})
         self._notify(Evaluated(step, scores, is_best))
+
+    def _scores(self) -> dict[str, float] | None:
+        while True:
+            try:
+                return self._task.evaluate(
+                    self._model, self.progress.micro_batch_size, self._signals.raise_if_received
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                halve_micro_batch(self.progress, error)
+            self._notify(MicroBatchHalved(self.progress.micro_batch_size))
 
     def _save(self) -> None:
         """Save this step, if that is not done yet, and drop the checkpoints that are not kept."""

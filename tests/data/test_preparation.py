@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +458,26 @@ def test_what_a_killed_build_left_is_not_used(
     again = prepare_text(asked)
     assert not again.was_cached
     assert documents_of(again, again.train) == expected
+
+
+def test_what_killed_builds_left_is_removed_and_builds_that_go_on_are_not(
+    text_file: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    left, going_on, new = (cache / f"building-{name}" for name in ("left", "going-on", "new"))
+    for folder in (left, going_on, new):
+        folder.mkdir(parents=True)
+        (folder / "train.bin").write_text("tokens")
+    an_hour_ago = time.time() - 3600
+    for folder in (left, going_on):
+        os.utime(folder, (an_hour_ago, an_hour_ago))
+    lock = os.open(going_on, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare_text(settings(text_file, cache_dir=str(cache)))
+    finally:
+        os.close(lock)
+    assert sorted(cache.glob("building-*")) == [going_on, new]
 
 
 def test_a_store_that_another_process_built_first_is_used(

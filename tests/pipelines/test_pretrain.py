@@ -21,10 +21,22 @@ from tests.conftest import REPOSITORY, SENTENCES, TEXT
 
 
 def pretrain(
-    config: Path, run: Path, *assignments: str, events: list[Event] | None = None, **options: bool
+    config: Path,
+    run: Path,
+    *assignments: str,
+    events: list[Event] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
 ) -> PretrainResult:
-    notify = (lambda event: None) if events is None else events.append
-    return run_pretraining(load_settings(config, assignments), run, notify=notify, **options)
+    return run_pretraining(
+        load_settings(config, assignments),
+        run,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        notify=(lambda event: None) if events is None else events.append,
+    )
 
 
 def read_json(path: Path) -> Any:

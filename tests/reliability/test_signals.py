@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.reliability.conftest import CommandServer, Ended
 from tests.reliability.runs import (
     STEPS,
@@ -19,6 +23,7 @@ from tests.reliability.runs import (
 )
 
 EXIT_CODES = {SIGTERM: 75, SIGUSR1: 75, SIGHUP: 75, SIGINT: 130}
+NAMES = {SIGTERM: "SIGTERM", SIGUSR1: "SIGUSR1", SIGHUP: "SIGHUP", SIGINT: "Ctrl-C"}
 # What runs in the middle of a step.
 STEP = "accumulate_gradients"
 
@@ -59,9 +64,11 @@ def test_a_signal_in_any_step_saves_that_step_and_the_resumed_run_is_exact(
         first_step = {"call": STEP, "count": 1}
         ended = settings.run(server, run, *options, trigger=first_step, signals=[number])
         assert ended.exit_code == EXIT_CODES[number], ended.output
-        assert ended.output.endswith(
-            f"Stopped by {number.name} after step {step}; it is saved. Continue with --resume.\n"
-        )
+        assert f"\n{NAMES[number]}: stopping as soon as nothing is lost" in ended.output
+        last_line = ended.output.splitlines()[-1]
+        assert last_line.startswith(f"Stopped by {NAMES[number]} after step {step}; it is saved.")
+        command = shlex.split(last_line.partition("Continue with: ")[2])
+        assert command[:2] == ["gptcli", "pretrain"] and command.count("--resume") == 1
         assert ended.saved == [f"step-{step:08d}"]
         assert (run / "checkpoints" / ended.saved[0] / "manifest.json").exists()
         assert_all_checkpoints_are_whole(run)
@@ -92,7 +99,7 @@ def test_a_signal_during_data_preparation_ends_it_and_the_same_command_runs_agai
     ended = settings.run(server, run, trigger={"call": stage, "count": 1}, signals=[number])
     assert ended.exit_code == EXIT_CODES[number], ended.output
     assert ended.output.endswith(
-        f"Stopped by {number.name} before training; run the same command again.\n"
+        f"Stopped by {NAMES[number]} before training; run the same command again.\n"
     )
     assert file_names(settings.cache) == []
     assert settings.run(server, run).exit_code == 0
@@ -213,3 +220,39 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(
     assert killed.exit_code == -SIGKILL
     assert (run / ".lock").exists()
     resume_and_compare(server, settings, run, whole)
+
+
+# Sends itself a signal as the import of torch begins, which takes seconds on a cold machine.
+STOPPED_WHILE_IMPORTING = """
+import os, sys
+from gptcli.cli import main
+
+def stop_at_torch(event, arguments):
+    global is_stopped
+    if event == "import" and arguments[0] == "torch" and not is_stopped:
+        is_stopped = True
+        os.kill(os.getpid(), number)
+
+is_stopped = False
+number = int(sys.argv.pop())
+sys.addaudithook(stop_at_torch)
+main()
+"""
+
+
+@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: signal.Signals(number).name)
+def test_a_signal_while_the_libraries_are_imported_ends_with_its_exit_code(
+    config_file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["pretrain", "--config", str(config_file), "--output-dir", str(run)]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_IMPORTING, *arguments, str(int(number))],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == EXIT_CODES[number], done.stderr
+    assert done.stderr.endswith("before training; run the same command again.\n")
+    assert not run.exists()

@@ -123,13 +123,16 @@ def test_a_skipped_step_is_counted_and_its_batch_is_passed_over(runs: Runs) -> N
     events = runs.run("run", {2, 3, 6}, skip_bad_steps=2)
     skipped = [event for event in events if isinstance(event, StepSkipped)]
     assert [event.step for event in skipped] == [3, 4, 7]
-    assert skipped[0].problem.startswith("The loss is nan at step 3 (batch: sequences 8 to 11 of epoch")
+    assert skipped[0].problem.startswith("The loss is nan at step 3 (batch: sequences 9 to 12 of epoch")
     facts = read_json(runs.path / "run" / "run.json")
     assert (facts["step"], facts["steps_skipped"]) == (8, 3)
     assert facts["ended"] == "finished: training.max_steps"
     trained_on = [runs.batches.batch(step).target_count for step in (0, 1, 4, 5, 7)]
     assert facts["tokens"] == sum(trained_on)
-    assert [entry["step"] for entry in metrics_of(runs.path / "run")] == [1, 2, 5, 6, 8]
+    entries = metrics_of(runs.path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [entry["step"] for entry in entries if "skipped" in entry] == [3, 4, 7]
+    assert entries[2]["skipped"] == skipped[0].problem
     for before, after in ((2, 4), (6, 7)):
         for file in ("model.safetensors", "optimizer.safetensors"):
             assert (runs.checkpoint("run", before) / file).read_bytes() == (
@@ -141,9 +144,10 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_the_last_good_checkpoint_go
     runs: Runs,
 ) -> None:
     # 433 tokens are 14 sequences of 32 an epoch; the sixth batch has the 21st to the 24th.
-    where = r"^The loss is nan at step 6 \(batch: sequences 6 to 9 of epoch 2, "
+    where = r"^The loss is nan at step 6 \(batch: sequences 7 to 10 of epoch 2\); its update was not"
     with pytest.raises(Diverged, match=where) as caught:
         runs.run("run", {2, 4, 5}, skip_bad_steps=1)
+    assert f"continue from {runs.checkpoint('run', 5)} with --resume" in str(caught.value)
     assert caught.value.exit_code == ExitCode.DIVERGED == 6
     facts = read_json(runs.path / "run" / "run.json")
     assert (facts["ended"], facts["step"], facts["steps_skipped"]) == ("stopped: Diverged", 5, 2)

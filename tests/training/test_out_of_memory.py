@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gptcli.config.loading import load_settings
 from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.tasks.language_modelling import LanguageModelling
 from gptcli.training.loop import MicroBatchHalved
 from tests.conftest import REPOSITORY, TEXT
 from tests.pipelines.test_pretrain import metrics_of, pretrain, read_json, weights_in
@@ -97,6 +99,31 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_or_is_said(
     )
     assert not [event for event in events if isinstance(event, MicroBatchHalved)]
     assert read_json(tmp_path / "auto" / "run.json")["micro_batch_size"] == size
+
+
+def test_memory_that_runs_out_in_an_evaluation_halves_the_micro_batch(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More than any machine has, asked for where an evaluation of more than two sequences asks for it.
+    evaluate = LanguageModelling.evaluate
+
+    def greedy(self: LanguageModelling, model: Any, size: int, between: Any) -> Any:
+        if size > 2:
+            torch.empty(2**52)
+        return evaluate(self, model, size, between)
+
+    monkeypatch.setattr(LanguageModelling, "evaluate", greedy)
+    events: list[Event] = []
+    settings = ["training.max_steps=3", "training.batch_size=8", "training.micro_batch_size=8"]
+    pretrain(config_file, tmp_path / "run", *settings, events=events)
+    halved = [event.micro_batch_size for event in events if isinstance(event, MicroBatchHalved)]
+    assert halved == [4, 2]
+    monkeypatch.undo()
+    settings[2] = "training.micro_batch_size=2"
+    pretrain(config_file, tmp_path / "other", *settings)
+    scores = [metrics_of(tmp_path / run)[-1] for run in ("run", "other")]
+    assert scores[0]["split"] == "validation"
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

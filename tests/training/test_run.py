@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -12,7 +15,8 @@ from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, InterruptedRun
 from gptcli.pipelines.pretrain import Event, run_pretraining
 from gptcli.training.loop import StepDone
-from gptcli.training.run import Note, Started
+from gptcli.training.run import Note, Saved, Started
+from gptcli.training.stopping import StopSignals
 from tests.pipelines.test_pretrain import (
     assert_same_weights,
     metrics_of,
@@ -66,8 +70,10 @@ def test_a_run_stopped_after_every_step_counts_to_the_same_patience(
 
     parts = tmp_path / "parts"
     for step in range(1, whole.step + 1):
-        with pytest.raises(InterruptedRun, match=f"SIGTERM after step {step}; it is saved") as caught:
-            run_pretraining(load_settings(config_file, settings), parts, resume=step > 1, notify=stop)
+        loaded = load_settings(config_file, settings)
+        what = f"SIGTERM after step {step}; it is saved"
+        with pytest.raises(InterruptedRun, match=what) as caught, StopSignals() as signals:
+            run_pretraining(loaded, parts, resume=step > 1, notify=stop, signals=signals)
         assert caught.value.exit_code == 75
     result = pretrain(config_file, parts, *settings, resume=True)
     assert (result.ended, result.step) == (whole.ended, whole.step)
@@ -90,3 +96,45 @@ def test_settings_tampered_with_in_a_checkpoint_are_noticed(config_file: Path, t
         pretrain(config_file, run, "runtime.seed=43", resume=True, events=events)
     (warning,) = [event.text for event in events if isinstance(event, Note) and event.is_warning]
     assert "step-00000006 is passed over: state.json is not what was saved" in warning
+
+
+def test_how_much_fitted_in_memory_is_kept_unless_the_setting_changes(
+    config_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    size = "training.batch_size=8"
+    pretrain(config_file, run, size, "training.max_steps=2", "training.micro_batch_size=4")
+    # As if memory had run out in the last step: the checkpoint says so, whole and consistent.
+    checkpoint = run / "checkpoints" / "step-00000002"
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["progress"]["micro_batch_size"] == 4
+    state["progress"]["micro_batch_size"] = 2
+    rewrite_state(checkpoint, state)
+    for steps, setting, expected in ((3, 4, 2), (4, 4, 2), (5, 8, 8), (6, 8, 8)):
+        settings = [size, f"training.max_steps={steps}", f"training.micro_batch_size={setting}"]
+        pretrain(config_file, run, *settings, resume=True)
+        assert read_json(run / "run.json")["micro_batch_size"] == expected
+
+
+def rewrite_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Replace state.json, and what the manifest says of it."""
+    file, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
+    file.write_text(json.dumps(state, indent=2))
+    facts = json.loads(manifest.read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    facts["files"]["state.json"] = {"bytes": file.stat().st_size, "sha256": digest}
+    manifest.write_text(json.dumps(facts, indent=2))
+
+
+def test_time_that_a_last_evaluation_and_save_take_counts(config_file: Path, tmp_path: Path) -> None:
+    seconds = 0.5
+
+    def dawdle(event: Event) -> None:
+        if isinstance(event, Saved):
+            time.sleep(seconds)
+
+    run_pretraining(
+        load_settings(config_file, ["training.max_steps=1"]), tmp_path / "run", notify=dawdle
+    )
+    facts = read_json(tmp_path / "run" / "run.json")
+    assert facts["elapsed_seconds"] - facts["training_seconds"] >= seconds

@@ -55,19 +55,29 @@ def _same_handlers_after() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_same_handlers_after")
 @pytest.mark.parametrize(
-    ("number", "exit_code"),
-    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
+    ("number", "name", "exit_code"),
+    [
+        (signal.SIGTERM, "SIGTERM", 75),
+        (signal.SIGUSR1, "SIGUSR1", 75),
+        (signal.SIGHUP, "SIGHUP", 75),
+        (signal.SIGINT, "Ctrl-C", 130),
+    ],
 )
-def test_a_signal_is_noted_and_ends_what_looks_for_it(number: signal.Signals, exit_code: int) -> None:
-    with StopSignals() as signals:
+def test_a_signal_is_said_and_noted_and_ends_what_looks_for_it(
+    number: signal.Signals, name: str, exit_code: int
+) -> None:
+    said: list[str] = []
+    with StopSignals(said.append) as signals:
         signals.raise_if_received()
         signal.raise_signal(number)
         assert signals.received is number
-        with pytest.raises(InterruptedRun, match=f"^Stopped by {number.name} before training") as early:
+        with pytest.raises(InterruptedRun, match=f"^Stopped by {name} before training") as early:
             signals.raise_if_received()
-        later = signals.interruption("after step 7.")
+        later = signals.interruption("after step 7.", is_saved=True)
     assert early.value.exit_code == later.exit_code == exit_code
-    assert str(later) == f"Stopped by {number.name} after step 7."
+    assert str(later) == f"Stopped by {name} after step 7."
+    assert (early.value.is_saved, later.is_saved) == (False, True)
+    assert len(said) == 1 and said[0].startswith(f"{name}: stopping")
     assert {75, 130} == {ExitCode.INTERRUPTED, ExitCode.CTRL_C}
 
 
@@ -76,6 +86,7 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.received is signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -85,7 +96,7 @@ def test_a_second_signal_that_is_not_ctrl_c_stops_nothing() -> None:
     with StopSignals() as signals:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
-        assert signals.received is not None
+        assert signals.received is signal.SIGTERM  # The first decides the exit code.
 
 
 def test_handlers_are_restored_after_an_error() -> None:
