@@ -23,7 +23,7 @@ def describe_settings() -> str:
         "Numbers may be written as `0.0001`, `1e-4` or `1_000_000`. "
         "Unknown and duplicate keys are errors.",
         "",
-        "`task` is `language-modelling`, the one task there is so far.",
+        "`task` is `language-modelling`, `classification`, `question-answering` or `instruction`.",
         "",
     ]
     for name, field in Settings.model_fields.items():

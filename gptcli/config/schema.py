@@ -25,6 +25,9 @@ SizeName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
 MAX_SEED = 2**32 - 1
 
 
+TaskName = Literal["language-modelling", "classification", "question-answering", "instruction"]
+
+
 class Section(BaseModel):
     """Strict: no unknown keys, no silent conversion ("3" is not 3), no infinities, no change later."""
 
@@ -56,9 +59,23 @@ def _sources(value: object) -> object:
     raise ValueError("it must be a path, a glob, a data set name, or a list of them")
 
 
-class ModelSettings(Section):
-    """The shape of the GPT-2: a named size, explicit numbers, or a size with some numbers changed."""
+def _columns(value: object) -> object:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and len(value) >= 2 and all(isinstance(item, str) for item in value):
+        return value
+    raise ValueError("it must be the name of a column, or a list of columns, one a label")
 
+
+class ModelSettings(Section):
+    """A GPT-2 to start from, or the shape of a new one: a size, explicit numbers, or a size changed."""
+
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="What fine-tuning starts from: a run, a model folder, a checkpoint or a hub name. "
+        "Its shape and tokenizer come with it.",
+    )
     size: SizeName | None = Field(
         None,
         description="Named shape; small, medium, large and xl are the published GPT-2 shapes. "
@@ -70,7 +87,10 @@ class ModelSettings(Section):
         None, ge=1, le=100_000, description="Width of the hidden states; a multiple of n_head."
     )
     context_length: int | None = Field(
-        None, ge=2, le=1_000_000, description="Most tokens that the model sees at once."
+        None,
+        ge=2,
+        le=1_000_000,
+        description="Most tokens that the model sees at once; with model.name, at most what it has.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropping an activation.")
 
@@ -79,7 +99,7 @@ class ModelSettings(Section):
     def _fill_in_from_size(cls, value: object) -> object:
         if isinstance(value, str):  # `model: small` is short for `model: {size: small}`.
             value = {"size": value}
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or value.get("name") is not None:
             return value
         if value.get("size") is None and not {"n_layer", "n_head", "n_embd"} & value.keys():
             value = {**value, "size": "mini"}
@@ -92,6 +112,11 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _is_a_whole_shape(self) -> Self:
+        if self.name is not None:
+            for key in ("size", "n_layer", "n_head", "n_embd"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} and name exclude each other: the model has its shape")
+            return self
         if self.n_layer is None or self.n_head is None or self.n_embd is None:
             raise ValueError("without model.size it must give n_layer, n_head and n_embd")
         if self.context_length is None:
@@ -146,9 +171,36 @@ class TokenizerSettings(Section):
 
 
 class ColumnSettings(Section):
-    """Which columns of CSV, JSONL, Parquet and hub data are read."""
+    """Which columns (or JSON keys) hold what, in CSV, TSV, JSON, JSONL, Parquet and hub data."""
 
-    text: str = Field("text", min_length=1, description="Column (or JSON key) that holds the text.")
+    text: str = Field(
+        "text", min_length=1, description="The text of language modelling and classification."
+    )
+    text_pair: str | None = Field(
+        None, min_length=1, description="Classification: a second text, after the first."
+    )
+    label: Annotated[str | list[str], BeforeValidator(_columns)] = Field(
+        "label",
+        description="Classification: the label; a list of columns that hold 0 or 1, a label each.",
+    )
+    question: str = Field("question", min_length=1, description="Question answering.")
+    context: str = Field(
+        "context", min_length=1, description="Question answering: the text with the answer."
+    )
+    answers: str = Field(
+        "answers",
+        min_length=1,
+        description="Question answering: {text: [...], answer_start: [...]}, or a list of {text, "
+        "answer_start}, as in SQuAD.",
+    )
+    instruction: str = Field("instruction", min_length=1, description="Instructions, alpaca style.")
+    input: str = Field("input", min_length=1, description="What an instruction is about; optional.")
+    output: str = Field("output", min_length=1, description="The answer to an instruction.")
+    prompt: str = Field("prompt", min_length=1, description="Instructions as prompt and completion.")
+    completion: str = Field("completion", min_length=1, description="What should follow the prompt.")
+    messages: str = Field(
+        "messages", min_length=1, description="Conversations: a list of {role, content}."
+    )
 
 
 class DataSettings(Section):
@@ -159,6 +211,25 @@ class DataSettings(Section):
         description="File, folder, glob, hub data set, builtin:python-docs, or a list of them.",
     )
     columns: ColumnSettings = ColumnSettings()
+    column_names: list[str] | None = Field(
+        None, min_length=1, description="Names for the columns of CSV and TSV files without a header."
+    )
+    labels: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="The labels of classification, in the order of their numbers; those in the data, "
+        "sorted, if not set.",
+    )
+    label_separator: str = Field(
+        ",", min_length=1, description="What stands between several labels in one field."
+    )
+    too_long: Literal["cut", "drop", "refuse"] = Field(
+        "cut",
+        description="What becomes of examples longer than model.context_length; counted in data.json.",
+    )
+    stride: int = Field(
+        64, ge=0, description="Question answering: tokens that neighbouring windows of a text share."
+    )
     encoding: str = Field("utf-8", min_length=1, description="Encoding of text, CSV and JSONL files.")
     encoding_errors: Literal["strict", "replace"] = Field(
         "strict", description="strict stops at an undecodable byte; replace counts it and goes on."
@@ -186,10 +257,48 @@ class DataSettings(Section):
     )
 
 
+class LoraSettings(Section):
+    """Low-rank adaptation (Hu et al. 2021); needs `pip install gptcli[lora]`."""
+
+    rank: int = Field(8, ge=1, le=1024, description="Width of the small matrices.")
+    alpha: float = Field(16.0, gt=0, description="Their product is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on their input.")
+    targets: list[Literal["c_attn", "c_proj", "c_fc"]] = Field(
+        ["c_attn"], min_length=1, description="Matrices of each layer that get them."
+    )
+
+
 class TrainingSettings(Section):
     """The optimizer and how long it runs."""
 
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(
+        None, gt=0, le=10_000, description="Passes over the training data, in place of max_steps."
+    )
+    objective: Literal["auto", "single-label", "multi-label", "regression"] = Field(
+        "auto",
+        description="What classification learns: one label of several (auto), any number of labels, or "
+        "a number.",
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="Weight of each label in the loss: balanced makes all labels count the same; or "
+        "{label: weight}.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of a target's probability that goes to all others alike."
+    )
+    freeze_layers: int = Field(
+        0,
+        ge=0,
+        description="The embeddings and this many layers keep their weights; 0 freezes nothing.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice in place of keeping them: less memory, more time."
+    )
+    lora: LoraSettings | None = Field(
+        None, description="Train small matrices beside those of the model, which stay as they are."
+    )
     max_minutes: float | None = Field(
         None, gt=0, description="End after this many minutes, over all sessions of the run."
     )
@@ -232,6 +341,16 @@ class TrainingSettings(Section):
     keep_checkpoints: int = Field(
         2, ge=2, description="Newest checkpoints that are kept; that of the best evaluation stays too."
     )
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("epochs and max_steps exclude each other")
+        if isinstance(self.class_weights, dict):
+            for label, weight in self.class_weights.items():
+                if weight <= 0:
+                    raise ValueError(f"class_weights: {label} has {weight}; it must be more than 0")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_fits_in_batch(self) -> Self:
@@ -315,9 +434,7 @@ class LoggingSettings(Section):
 class Settings(Section):
     """One file for every command; a command ignores the sections that are not its own."""
 
-    task: Literal["language-modelling"] = Field(
-        "language-modelling", description="What the model learns."
-    )
+    task: TaskName = Field("language-modelling", description="What the model learns.")
     model: ModelSettings = ModelSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     data: DataSettings = DataSettings()

@@ -22,23 +22,38 @@ _WORD = 2**64
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of next-token prediction; the shorter ones are padded on the right."""
+    """Sequences and what is to be learnt from them; the shorter ones are padded on the right."""
 
     input_ids: np.ndarray
     """(sequences, tokens), int64."""
+    lengths: np.ndarray
+    """(sequences,), int64: the tokens of each that are not padding."""
     targets: np.ndarray
-    """(sequences, tokens), int64: the token after each input, or IGNORED for padding."""
+    """A row a sequence. Token by token, (sequences, tokens), int64: the token after each input, or
+    IGNORED where there is nothing to learn; else what the task makes of it."""
+    is_token_by_token: bool = True
 
     @property
-    def target_count(self) -> int:
-        """Tokens that are scored."""
-        return int((self.targets != IGNORED).sum())
+    def token_count(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.lengths.sum())
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Yield micro-batches of at most `size` sequences."""
+        """Yield micro-batches of at most `size` sequences, no wider than they need to be."""
         for start in range(0, len(self.input_ids), size):
             part = slice(start, start + size)
-            yield Batch(self.input_ids[part], self.targets[part])
+            width = int(self.lengths[part].max())
+            targets = self.targets[part]
+            if self.is_token_by_token:
+                targets = targets[:, :width]
+            yield Batch(
+                self.input_ids[part, :width], self.lengths[part], targets, self.is_token_by_token
+            )
+
+
+def target_tokens(batch: Batch) -> int:
+    """Return how many tokens of a token-by-token batch are to be learnt."""
+    return int((batch.targets != IGNORED).sum())
 
 
 class TrainingBatches:
@@ -107,7 +122,7 @@ def _stack(spans: list[tuple[int, int]], store: TokenStore, context_length: int)
         tokens = store.read_circular(begin - 1, length + 1)
         input_ids[row, :length] = tokens[:-1]
         targets[row, :length] = tokens[1:]
-    return Batch(input_ids, targets)
+    return Batch(input_ids, np.array([length for _, length in spans]), targets)
 
 
 def mix(*words: int) -> int:

@@ -28,8 +28,9 @@ import numpy as np
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
+from gptcli.data.documents import Piece, read_documents
 from gptcli.data.ledger import Ledger, Reading, SplitCount
-from gptcli.data.sources import Piece, Source, find_sources, read_documents
+from gptcli.data.sources import Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
     encode_batch,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.config.schema import TokenizerTraining
-from gptcli.data.sources import END_OF_TEXT
+from gptcli.data.documents import END_OF_TEXT
 from gptcli.errors import ModelError
 from gptcli.hub import hub_problem, use_cache_if_unreachable
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Batch, target_tokens
 from gptcli.training.device import Compute
 from gptcli.training.loop import Task
 
@@ -60,5 +60,5 @@ def score_text(
         between_batches()
         with compute.autocast():
             total += task.summed_loss(model, batch).item()
-        tokens += batch.target_count
+        tokens += target_tokens(batch)
     return TextScore(total / tokens, tokens, text_bytes)

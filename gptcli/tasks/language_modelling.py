@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gptcli.data.batches import Batch, TrainingBatches, evaluation_batches
+from gptcli.data.batches import Batch, TrainingBatches, evaluation_batches, target_tokens
 from gptcli.data.token_store import TokenStore
 from gptcli.evaluation.perplexity import score_text
 from gptcli.training.device import Compute
@@ -66,6 +66,9 @@ class LanguageModelling:
         # would leave the fast attention path.
         logits = model(input_ids=input_ids, use_cache=False).logits
         return summed_cross_entropy(logits, targets)
+
+    def target_weight(self, batch: Batch) -> float:
+        return target_tokens(batch)
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]

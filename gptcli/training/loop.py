@@ -38,7 +38,10 @@ class Task(Protocol):
         """Return where that batch lies in the data, for messages."""
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the sum, in nats, of the losses of the batch's targets."""
+        """Return the sum of the losses of the batch's targets, each times its weight."""
+
+    def target_weight(self, batch: Batch) -> float:
+        """Return the sum of these weights: the number of targets, if all have the weight 1."""
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done, those skipped included."""
     tokens: int = 0
-    """Targets trained on, over all epochs."""
+    """Tokens of the sequences trained on, over all epochs; no padding."""
     training_seconds: float = 0.0
     """In optimizer steps alone."""
     elapsed_seconds: float = 0.0
@@ -80,7 +83,7 @@ class StepDone:
     grad_norm: float
     """Global L2 norm before clipping."""
     tokens: int
-    """Targets of this batch."""
+    """Of this batch, padding not counted."""
     seconds: float
 
 
@@ -168,9 +171,9 @@ def train(
         seconds = time.perf_counter() - started
         progress.step += 1
         progress.skipped_in_a_row = 0
-        progress.tokens += batch.target_count
+        progress.tokens += batch.token_count
         progress.training_seconds += seconds
-        yield StepDone(progress.step, loss, rate, grad_norm, batch.target_count, seconds)
+        yield StepDone(progress.step, loss, rate, grad_norm, batch.token_count, seconds)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -202,14 +205,14 @@ def accumulate_gradients(
 
     The mean is over the targets of the whole batch, so the result does not depend on micro_batch_size.
     """
-    targets = batch.target_count
+    weight = task.target_weight(batch)
     total = torch.zeros((), device=compute.device)
     for micro_batch in batch.split(micro_batch_size):
         with compute.autocast():
             summed = task.summed_loss(model, micro_batch)
-        torch.autograd.backward(summed * (loss_scale / targets))
+        torch.autograd.backward(summed * (loss_scale / weight))
         total += summed.detach()
-    return total.item() / targets
+    return total.item() / weight
 
 
 def _unscale_and_clip(model: nn.Module, loss_scale: float, max_norm: float) -> float:

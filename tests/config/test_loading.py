@@ -335,7 +335,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
         # Hugging Face's TrainingArguments, run_clm.py and GPT2Config
         ("per_device_train_batch_size", "training.batch_size"),
         ("gradient_accumulation_steps", "training.micro_batch_size"),
-        ("num_train_epochs", "training.max_steps"),
+        ("num_train_epochs", "training.epochs"),
         ("logging_steps", "logging.log_steps"),
         ("save_total_limit", "training.keep_checkpoints"),
         ("block_size", "model.context_length"),

@@ -164,14 +164,14 @@ def test_micro_batches_hold_every_sequence_once_in_order(counting_store: MakeSto
     assert [len(part.input_ids) for part in parts][:-1] == [size] * (len(parts) - 1)
     assert np.concatenate([part.input_ids for part in parts]).tolist() == batch.input_ids.tolist()
     assert np.concatenate([part.targets for part in parts]).tolist() == batch.targets.tolist()
-    assert sum(part.target_count for part in parts) == batch.target_count
+    assert sum(part.token_count for part in parts) == batch.token_count
 
 
 def test_padding_is_not_counted_but_a_real_end_of_text_is(counting_store: MakeStore) -> None:
     # 9 tokens in sequences of 8 and 1: seven of the sixteen places are padding.
     batch = TrainingBatches(counting_store(9), context_length=8, batch_size=2, seed=0).batch(0)
     assert batch.targets.shape == (2, 8)
-    assert batch.target_count == 9
+    assert batch.token_count == 9
     assert (batch.targets == END_OF_TEXT).sum() == 1
 
 

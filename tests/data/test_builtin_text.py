@@ -13,8 +13,9 @@ import transformers
 
 from gptcli.config.schema import DataSettings
 from gptcli.data.builtin_text import python_docs, standard_library_docstrings
+from gptcli.data.documents import read_documents
 from gptcli.data.ledger import Reading
-from gptcli.data.sources import find_sources, read_documents
+from gptcli.data.sources import find_sources
 
 
 def test_reading_the_library_imports_none_of_it() -> None:

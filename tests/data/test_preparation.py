@@ -16,12 +16,13 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from gptcli.config.schema import Settings
-from gptcli.data import preparation, sources
+from gptcli.data import preparation
 from gptcli.data.ledger import Ledger
 from gptcli.data.preparation import PreparationProgress, PreparedText, prepare_text
 from gptcli.data.token_store import TokenStore
 from gptcli.errors import DataError, EnvironmentProblem
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
+from tests.data.test_documents import read_in_blocks
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_a_split_by_position_loses_no_byte_and_halves_no_character(
     piece_size: int,
     percent: int,
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", piece_size)
+    read_in_blocks(monkeypatch, piece_size)
     text = "\U0001f600é漢字 ñ\u0301. " * 5 + "<|endoftext|>" + "字\U0001f600 " * 7
     file = tmp_path / "a.txt"
     file.write_text(text)
@@ -287,7 +288,7 @@ def test_big_documents_are_stored_like_small_ones(
     tokenizer_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", 50)
+    read_in_blocks(monkeypatch, 50)
     monkeypatch.setattr(preparation, "BATCH_CHARACTERS", 120)
     texts = [TEXT[:700], TEXT[700:703], TEXT[703:1500]]
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(texts))
@@ -509,11 +510,12 @@ PEAK_MEMORY = """
 import re, resource, sys
 from pathlib import Path
 from gptcli.config.schema import Settings
-from gptcli.data import preparation, sources
+from gptcli.data import documents, preparation, rows
 from gptcli.data.preparation import prepare_text
 
 # Smaller pieces and batches than usual: growth would show above them.
-sources.READ_BYTES, preparation.BATCH_CHARACTERS = 2**17, 2**19
+documents.READ_BYTES = rows.READ_BYTES = 2**17
+preparation.BATCH_CHARACTERS = 2**19
 text, tokenizer, cache = sys.argv[1:]
 prepare_text(Settings.model_validate(
     {"tokenizer": tokenizer, "data": {"source": text, "cache_dir": cache, "text_unit": "UNIT"}}

@@ -67,16 +67,16 @@ def test_loss_and_gradients_equal_those_of_hugging_face(
 def test_end_of_text_is_scored_and_padding_is_not(tmp_path: Path, model: GPT2LMHeadModel) -> None:
     task, batch = one_epoch_in_a_batch(tmp_path, [50, 60, 27])
     assert (batch.targets == END_OF_TEXT_ID).sum() == 3
-    assert batch.target_count == 140
+    assert batch.token_count == 140
 
     summed = task.summed_loss(model, batch).item()
     row, column = (int(index[0]) for index in (batch.targets == END_OF_TEXT_ID).nonzero())
     log_probabilities = model(torch.from_numpy(batch.input_ids[row : row + 1])).logits.log_softmax(-1)
     of_end_of_text = -log_probabilities[0, column, END_OF_TEXT_ID].item()
-    without = Batch(batch.input_ids, batch.targets.copy())
+    without = Batch(batch.input_ids, batch.lengths, batch.targets.copy())
     without.targets[row, column] = IGNORED
     assert summed - task.summed_loss(model, without).item() == pytest.approx(of_end_of_text, abs=1e-3)
 
-    other_padding = Batch(batch.input_ids.copy(), batch.targets)
+    other_padding = Batch(batch.input_ids.copy(), batch.lengths, batch.targets)
     other_padding.input_ids[batch.targets == IGNORED] = 7
     assert task.summed_loss(model, other_padding).item() == summed

@@ -127,7 +127,7 @@ def test_a_skipped_step_is_counted_and_its_batch_is_passed_over(runs: Runs) -> N
     facts = read_json(runs.path / "run" / "run.json")
     assert (facts["step"], facts["steps_skipped"]) == (8, 3)
     assert facts["ended"] == "finished: training.max_steps"
-    trained_on = [runs.batches.batch(step).target_count for step in (0, 1, 4, 5, 7)]
+    trained_on = [runs.batches.batch(step).token_count for step in (0, 1, 4, 5, 7)]
     assert facts["tokens"] == sum(trained_on)
     entries = metrics_of(runs.path / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -103,7 +103,7 @@ def test_training_equals_a_plain_loop_with_hugging_face_loss_and_torch_adamw(
         assert expected_norm > 0.5, "nothing was clipped"
     torch.testing.assert_close(snapshot(model), snapshot(reference), rtol=0, atol=1e-5)
     assert progress.step == 4
-    assert progress.tokens == sum(task.batch(step).target_count for step in range(4))
+    assert progress.tokens == sum(task.batch(step).token_count for step in range(4))
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 0.0])
@@ -162,13 +162,20 @@ class OneTarget:
     """A task with one target a batch, whatever the step."""
 
     def batch(self, step: int) -> Batch:
-        return Batch(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.int64))
+        return Batch(
+            np.zeros((1, 1), dtype=np.int64),
+            np.ones(1, dtype=np.int64),
+            np.zeros((1, 1), dtype=np.int64),
+        )
 
     def describe_batch(self, step: int) -> str:
         return f"number {step}"
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def target_weight(self, batch: Batch) -> float:
+        return 1
 
 
 class RootOfNothing(OneTarget):

@@ -19,13 +19,21 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+import gptcli.data.documents
+import gptcli.data.rows
 from gptcli.config.schema import ColumnSettings, DataSettings
-from gptcli.data import sources
+from gptcli.data.documents import read_documents
 from gptcli.data.ledger import Reading
-from gptcli.data.sources import HubSource, find_sources, read_documents
+from gptcli.data.sources import HubSource, find_sources
 from gptcli.data.tokenizing import encode_batch, load_tokenizer
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
 from tests.conftest import SHARED_DATA
+
+
+def read_in_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Read files in blocks of this many bytes, so that small ones have several."""
+    for module in (gptcli.data.rows, gptcli.data.documents):
+        monkeypatch.setattr(module, "READ_BYTES", size)
 
 
 def read(source: str | Path | list[str], **settings: Any) -> tuple[list[str], Reading]:
@@ -323,7 +331,7 @@ def test_cutting_a_big_document_does_not_change_its_tokens(
     expected = encode_batch(gpt2, [document for document in whole if document])
     data = DataSettings()
     for read_bytes in (31, 32, 33, 50, 127):
-        monkeypatch.setattr(sources, "READ_BYTES", read_bytes)
+        read_in_blocks(monkeypatch, read_bytes)
         reading = Reading()
         pieces = list(read_documents(find_sources(str(file), data, reading), data, reading))
         assert max(len(piece.text) for piece in pieces) <= 3 * read_bytes
@@ -341,7 +349,7 @@ def test_cutting_a_big_document_does_not_change_its_tokens(
 def test_a_document_that_has_no_good_place_to_cut_is_cut_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", 33)
+    read_in_blocks(monkeypatch, 33)
     file = tmp_path / "a.txt"
     file.write_bytes(text.encode())
     documents, reading = read(file)
@@ -353,7 +361,7 @@ def test_a_document_that_has_no_good_place_to_cut_is_cut_without_loss(
 def test_rows_longer_than_a_piece_come_out_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", 64)
+    read_in_blocks(monkeypatch, 64)
     rows = [words(50), "short", chinese(40), "", "x" * 500]
     contents = {
         "a.csv": csv_bytes([["text"], *([row] for row in rows)]),
@@ -374,7 +382,7 @@ def test_rows_longer_than_a_piece_come_out_whole(
 def test_other_encodings_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, read_bytes: int
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", read_bytes)
+    read_in_blocks(monkeypatch, read_bytes)
     text = "Grüße, naïve café: £5\n" * 5
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     (tmp_path / "b.csv").write_bytes(f'text\n"{text}"\n'.encode(encoding))
@@ -417,7 +425,7 @@ def test_an_undecodable_byte_is_named_by_its_offset_in_the_text(
 def test_the_offset_is_exact_in_other_encodings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, read_bytes: int
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", read_bytes)
+    read_in_blocks(monkeypatch, read_bytes)
     bad = {"utf-16-le": b"\x00\xdc"}.get(encoding, b"\xff")
     good = "some good text".encode(encoding)
     file = tmp_path / "a.txt"
@@ -429,7 +437,7 @@ def test_the_offset_is_exact_in_other_encodings(
 def test_undecodable_bytes_are_replaced_and_counted_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
 ) -> None:
-    monkeypatch.setattr(sources, "READ_BYTES", read_bytes)
+    read_in_blocks(monkeypatch, read_bytes)
     file = tmp_path / "a.txt"
     # Two lone bytes, a sequence of three cut short, and a surrogate, which is three wrong bytes.
     content = "ä".encode() + b"\xff\xfe ok \xf0\x9f\x98 \xed\xa0\x80\xc3"
