@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptcli.config.describing import describe_settings
 
-COMMANDS = ("pretrain", "generate", "chat", "doctor")
+COMMANDS = ("pretrain", "finetune", "generate", "chat", "doctor")
 
 
 def describe_commands() -> str:

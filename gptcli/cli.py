@@ -14,7 +14,9 @@ import typer
 import typer.exceptions
 
 from gptcli import __version__, console
+from gptcli.commands.chat import chat
 from gptcli.commands.doctor import doctor
+from gptcli.commands.finetune import finetune
 from gptcli.commands.generate import generate
 from gptcli.commands.pretrain import pretrain
 from gptcli.errors import ExitCode, GptcliError, InterruptedRun
@@ -133,5 +135,5 @@ def _options(
     pass
 
 
-for _command in (pretrain, generate, doctor):
+for _command in (pretrain, finetune, generate, chat, doctor):
     app.command()(_guarded(_command))

@@ -67,11 +67,17 @@ def visible(text: str) -> str:
 
 def show_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     """Write named facts to stderr, one a line, aligned."""
+    for line in _fact_lines(title, facts):
+        say(line)
+
+
+def _fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(facts)
-    width = max(len(name) for name, _ in rows)
-    say(title)
-    for name, value in rows:
-        say(f"  {name:<{width}}  {value}")
+    width = max((len(name) for name, _ in rows), default=0)
+    # What follows in a fact of several lines stands below its beginning.
+    indent = "\n" + " " * (width + 4)
+    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+    return [title, *(line.replace("\n", indent) for line in lines)]
 
 
 def quiet_stdout() -> None:
@@ -156,6 +162,11 @@ class ProgressDisplay:
             self._console.print(visible(text), markup=False, soft_wrap=True)
         else:
             say(text)
+
+    def say_facts(self, title: str, facts: Iterable[tuple[str, str]]) -> None:
+        """Write named facts, aligned, above the bar."""
+        for line in _fact_lines(title, facts):
+            self.say(line)
 
     def _close_bar(self) -> None:
         if self._progress is not None:

@@ -48,13 +48,18 @@ def write_text(path: Path, text: str) -> None:
 
     Raises EnvironmentProblem if the disk does not take it; `path` is as it was then.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     with writing_to(path):
         try:
             partial.write_text(text, encoding="utf-8")
             replace_file(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return where a file or folder is made before it is moved to `path`."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def remove_tree(path: Path) -> None:

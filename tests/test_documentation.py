@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -11,18 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from gptcli.cli import main
 from gptcli.config.loading import load_settings
-from tests.conftest import REPOSITORY, TEXT
+from gptcli.config.schema import ModelSettings
+from gptcli.models.architecture import model_config, new_model
+from gptcli.models.saving import save_model
+from tests.conftest import REPOSITORY, SENTENCES, TEXT
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 # The commands are run as they are shown, on less work: the last --set wins.
+NEW_MODEL = ["model=tiny", "model.context_length=32", "tokenizer.train.vocab_size=300"]
 LESS_WORK = [
-    "model=tiny",
-    "model.context_length=32",
-    "tokenizer.train.vocab_size=300",
     "training.batch_size=2",
     "training.warmup_steps=1",
     "evaluation.eval_steps=4",
@@ -39,15 +42,28 @@ def shell_commands(markdown: str) -> list[str]:
 
 def with_less_work(command: str) -> list[str]:
     arguments = shlex.split(command)
-    if arguments[1] != "pretrain":
+    if arguments[1] not in ("pretrain", "finetune"):
         return arguments
     steps = 6 if any("max_steps" in argument for argument in arguments) else 4
-    for setting in [*LESS_WORK, f"training.max_steps={steps}"]:
+    has_model = "--model" in arguments or any("model.name" in argument for argument in arguments)
+    shape = [] if has_model else NEW_MODEL
+    for setting in [*shape, *LESS_WORK, f"training.max_steps={steps}"]:
         arguments += ["--set", setting]
     return arguments
 
 
-def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def english_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """What is at runs/english: a model with room for an instruction and its answer."""
+    folder = tmp_path_factory.mktemp("english") / "model"
+    shape = ModelSettings(n_layer=2, n_head=2, n_embd=32, context_length=128)
+    save_model(new_model(model_config(shape, tokenizer), seed=0), tokenizer, folder)
+    return folder
+
+
+def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Path) -> None:
+    if "--model runs/english" in command:  # As if that config had been run.
+        shutil.copytree(english_model, "runs/english", dirs_exist_ok=True)
     if "|" in command:
         before, _, command = command.partition("|")
         shown = subprocess.run(shlex.split(before), capture_output=True, text=True, check=True)
@@ -62,7 +78,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the documentation assumes it: the configs, a text, prompts."""
+    """A folder as the documentation assumes it: the configs, texts, labels, conversations, prompts."""
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "my-text").mkdir()
     (tmp_path / "my-text" / "one.txt").write_text(TEXT)
@@ -70,6 +86,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "novels").mkdir()
     (tmp_path / "novels" / "one.txt").write_text(TEXT * 4)
     (tmp_path / "wikitext2-train.txt").write_text(TEXT[::-1])
+    labelled = [f'"{text.strip()}",{"cat" if "cat" in text else "other"}\n' for text in SENTENCES]
+    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(labelled))
+    conversations = [{"instruction": text.strip(), "output": "Yes."} for text in SENTENCES]
+    (tmp_path / "instructions.json").write_text(json.dumps(conversations))
     (tmp_path / "prompts.txt").write_text("The small cat\nThe old owl\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -77,7 +97,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_command_of_the_readme_and_of_make_demo_runs(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, english_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     demo = re.findall(r"^\t\$\(BIN\)/(gptcli .*)$", makefile, re.MULTILINE)
@@ -85,18 +105,18 @@ def test_every_command_of_the_readme_and_of_make_demo_runs(
     assert len(demo) == 2
     assert len(shown) >= 8
     for command in demo + shown:
-        run_command(command, monkeypatch)
+        run_command(command, monkeypatch, english_model)
     assert len((workplace / "texts.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_is_valid_and_its_command_runs(
-    config: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, workplace: Path, english_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_settings(config)
     commands = re.findall(r"^#   (gptcli .*)$", config.read_text(), re.MULTILINE)
     assert len(commands) == 1
-    run_command(commands[0], monkeypatch)
+    run_command(commands[0], monkeypatch, english_model)
     assert (workplace / "runs" / config.stem / "model" / "model.safetensors").is_file()
 
 

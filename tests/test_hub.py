@@ -88,7 +88,7 @@ def test_every_row_of_a_data_set_is_trained_on(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     # A sentence is a document, and every document ends with an end-of-text.
     expected = sum(len(tokenizer.encode(sentence)) + 1 for sentence in SENTENCES)
-    assert facts["train_tokens"] + facts["validation_tokens"] == expected
+    assert facts["train"]["tokens"] + facts["validation"]["tokens"] == expected
 
 
 def test_a_data_set_that_the_hub_does_not_have_is_refused_in_one_line(

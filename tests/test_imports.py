@@ -113,10 +113,10 @@ def test_neither_modules_nor_rooms_import_each_other_in_a_circle() -> None:
         ),
         (
             "gptcli.training.loop",
-            "import gptcli.pipelines.pretrain",
-            "imports gptcli.pipelines.pretrain",
+            "import gptcli.pipelines.train",
+            "imports gptcli.pipelines.train",
         ),
-        ("gptcli.pipelines.pretrain", "from gptcli import console", "imports gptcli.console"),
+        ("gptcli.pipelines.train", "from gptcli import console", "imports gptcli.console"),
         ("gptcli.training.loop", "import pickle", "imports pickle"),
         ("gptcli.training.loop", "from torch import save", "uses torch.save"),
         ("gptcli.training.loop", "import torch\nx = torch.load('x')", "uses torch.load"),

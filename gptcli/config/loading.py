@@ -138,7 +138,7 @@ def load_settings(
     for assignment in assignments:
         _assign(values, assignment, origins)
     for section, options in (sections or {}).items():
-        weaker = values.get(section, {})
+        weaker = _long_form(section, values.get(section, {}))
         if not isinstance(weaker, dict):
             continue  # The file has no section here, which the schema refuses.
         dropped = {name for key in options for name in _DROPS.get((section, key), ())}
@@ -156,6 +156,8 @@ def load_settings(
 def dump_settings(settings: Settings) -> str:
     """Return `settings` as YAML that `load_settings` reads back to the same settings."""
     values = settings.model_dump(mode="json")
+    if settings.training.epochs is not None:
+        del values["training"]["max_steps"]  # The default, which the two together would refuse.
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -218,8 +220,8 @@ def _assign(values: dict[str, Any], assignment: str, origins: dict[KeyPath, str]
     target = values
     for key in path[:-1]:
         # `model: small` in the file and --set model.dropout=0.1: the short form gives way to the long.
-        if isinstance(target.get(key), str):
-            target[key] = {{"model": "size", "tokenizer": "name"}.get(key, key): target[key]}
+        if key in target:
+            target[key] = _long_form(key, target[key])
         if not isinstance(target.get(key), dict):
             target[key] = {}
         target = target[key]
@@ -230,6 +232,13 @@ def _assign(values: dict[str, Any], assignment: str, origins: dict[KeyPath, str]
     origins[path] = f"--set {assignment}"
     for length in range(1, len(path)):
         origins.setdefault(path[:length], origins[path])
+
+
+def _long_form(section: str, value: Any) -> Any:
+    """Return {"size": "small"} for `model: small`; what is no short form, as it is."""
+    if isinstance(value, str):
+        return {{"model": "size", "tokenizer": "name"}.get(section, section): value}
+    return value
 
 
 def _describe(problem: ErrorDetails, origins: dict[KeyPath, str], fallback: str) -> str:

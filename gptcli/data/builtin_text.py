@@ -1,7 +1,8 @@
 """The text that every CPython carries, so that a first run needs no network and no file.
 
 `builtin:python-docs` is the language reference's help topics (`pydoc_data.topics`) and the docstrings
-of the standard library. Sources are parsed, never imported: importing all would open windows.
+of the standard library; `builtin:docstrings` is those docstrings one by one, labelled with their
+top-level module. Sources are parsed, never imported: importing all would open windows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from functools import cache
 from pathlib import Path
 
 PYTHON_DOCS = "python-docs"
+DOCSTRINGS = "docstrings"
+# Modules with fewer are left out: too few to learn what is theirs.
+MIN_DOCSTRINGS = 100
 
 # Third-party packages, tests, applications and generated data: not the library's documentation.
 _LEFT_OUT = {
@@ -42,6 +46,20 @@ def python_docs() -> tuple[str, ...]:
     helps = [topics[name].strip() + "\n" for name in sorted(topics)]
     modules = ["\n\n".join(docstrings) + "\n" for _, docstrings in standard_library_docstrings()]
     return (*helps, *modules)
+
+
+@cache
+def labelled_docstrings() -> tuple[tuple[str, str], ...]:
+    """Return (docstring, top-level module) for all modules that have at least MIN_DOCSTRINGS."""
+    by_module: dict[str, list[str]] = {}
+    for module, docstrings in standard_library_docstrings():
+        by_module.setdefault(module, []).extend(docstrings)
+    return tuple(
+        (docstring, module)
+        for module, docstrings in by_module.items()
+        if len(docstrings) >= MIN_DOCSTRINGS
+        for docstring in docstrings
+    )
 
 
 def standard_library_docstrings() -> Iterator[tuple[str, list[str]]]:

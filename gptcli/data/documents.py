@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gptcli.config.schema import DataSettings
-from gptcli.data.builtin_text import python_docs
+from gptcli.data.builtin_text import PYTHON_DOCS, python_docs
 from gptcli.data.ledger import Reading
 from gptcli.data.rows import (
     READ_BYTES,
@@ -51,7 +51,7 @@ def read_documents(sources: Iterable[Source], data: DataSettings, reading: Readi
 
 
 def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterator[Piece]:
-    if isinstance(source, BuiltinSource):
+    if isinstance(source, BuiltinSource) and source.name == PYTHON_DOCS:
         for document in python_docs():
             yield Piece(document, True)
     elif isinstance(source, FileSource) and source.suffix in TEXT_SUFFIXES:

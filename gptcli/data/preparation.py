@@ -56,8 +56,11 @@ class PreparationProgress:
     """How far a stage of the preparation is."""
 
     stage: str
-    bytes_done: int
-    bytes_total: int | None
+    done: int
+    total: int | None
+    """None if it is not known yet."""
+    unit: str = "bytes"
+    """What `done` and `total` count."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,15 @@ class PreparedText:
 Notify = Callable[[PreparationProgress], None]
 
 
-def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> PreparedText:
+def prepare_text(
+    settings: Settings,
+    notify: Notify = lambda progress: None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> PreparedText:
     """Return the token stores and tokenizer that `settings` ask for, from the cache if they are there.
 
-    Raises DataError, ModelError or EnvironmentProblem for input that cannot be used.
+    tokenizer: takes the place of the one in the settings. Raises DataError, ModelError or
+    EnvironmentProblem for input that cannot be used.
     """
     data = settings.data
     reading = Reading()
@@ -90,7 +98,8 @@ def prepare_text(settings: Settings, notify: Notify = lambda progress: None) -> 
         else []
     )
     fingerprint = _data_fingerprint(settings, sources, validation_sources)
-    tokenizer = load_tokenizer(settings.tokenizer.name) if settings.tokenizer.name else None
+    if tokenizer is None and settings.tokenizer.name:
+        tokenizer = load_tokenizer(settings.tokenizer.name)
     cache = cache_folder(data.cache_dir)
     folder = cache / _store_name(fingerprint, settings, tokenizer)
     was_cached = _is_whole(folder)
@@ -171,7 +180,7 @@ def _data_fingerprint(
 
 def _store_name(data: str, settings: Settings, tokenizer: PreTrainedTokenizerFast | None) -> str:
     """Return the name of the cache folder for this text in the tokens of this tokenizer."""
-    training = settings.tokenizer.train
+    training = settings.tokenizer.train if tokenizer is None else None
     facts = {
         "data": data,
         "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer else None,

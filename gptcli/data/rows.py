@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from gptcli.config.schema import DataSettings
+from gptcli.data.builtin_text import DOCSTRINGS, labelled_docstrings
 from gptcli.data.ledger import Reading
 from gptcli.data.sources import TEXT_SUFFIXES, BuiltinSource, FileSource, HubSource, Source
 from gptcli.errors import DataError
@@ -53,10 +55,18 @@ def read_rows(
     wanted = _Columns(columns, frozenset(optional))
     match source:
         case BuiltinSource():
-            raise DataError(f"{source} is plain text; it has no rows.")
+            if source.name != DOCSTRINGS:
+                raise DataError(f"{source} is plain text; it has no rows.")
+            names = wanted.of(("text", "label"), str(source))
+            for number, (text, label) in enumerate(labelled_docstrings(), 1):
+                reading.rows += 1
+                values = {"text": text, "label": label}
+                yield Row(f"{source}: row {number}", {name: values[name] for name in names})
         case HubSource(rows=table):
             names = wanted.of(table.column_names, str(source))
-            for number, values in enumerate(table.select_columns(names), 1):
+            # Without columns `datasets` has no rows either.
+            rows = table.select_columns(names) if names else ({} for _ in range(len(table)))
+            for number, values in enumerate(rows, 1):
                 reading.rows += 1
                 yield Row(f"{source}: row {number}", values)
         case FileSource():
@@ -75,18 +85,22 @@ class _Columns:
         self._optional = optional
 
     def of(self, names: Iterable[str], where: str) -> list[str]:
-        """Return those of `names` that are read; DataError if one that is needed is missing."""
+        """Return those of `names` that are read; DataError if one is missing or there twice."""
         names = list(names)
-        if self._columns is None:
-            return names
-        for setting, column in self._columns.items():
+        columns = {} if self._columns is None else self._columns
+        for setting, column in columns.items():
             if column not in names and setting not in self._optional:
                 listed = ", ".join(map(str, names[:20])) or "none"
                 raise DataError(
                     f"{where} has no column {column!r}; its columns are: {listed}. "
                     f"Set data.columns.{setting}."
                 )
-        return [name for name in dict.fromkeys(self._columns.values()) if name in names]
+        read = names if self._columns is None else dict.fromkeys(columns.values())
+        # Others may share a name: spreadsheets write empty columns at the right.
+        for name in read:
+            if names.count(name) > 1:
+                raise DataError(f"{where} has two columns {name!r}; rename one of them.")
+        return [name for name in read if name in names]
 
 
 @contextmanager
@@ -108,7 +122,7 @@ def _rows_of_file(
         return
     chunks = decoded_chunks(source, data, reading)
     if source.suffix in TEXT_SUFFIXES:
-        yield from _text_rows(source, chunks, data)
+        yield from _text_rows(source, chunks, data, wanted)
     elif source.suffix == ".jsonl":
         yield from _jsonl_rows(source, chunks, wanted)
     elif source.suffix == ".json":
@@ -117,14 +131,22 @@ def _rows_of_file(
         yield from _csv_rows(source, chunks, data, wanted)
 
 
-def _text_rows(source: FileSource, chunks: Iterable[str], data: DataSettings) -> Iterator[Row]:
+def _text_rows(
+    source: FileSource, chunks: Iterable[str], data: DataSettings, wanted: _Columns
+) -> Iterator[Row]:
     columns = data.columns
+    # A name is one label, which cannot fill a list of columns.
+    label_column = columns.label if isinstance(columns.label, str) else "label"
+    names = wanted.of((columns.text, label_column), str(source))
+    # "a.txt" alone does not name its folder; resolve() would follow a link to another name.
+    path = Path(os.path.abspath(str(source)))  # noqa: PTH100
 
     def row(where: str, text: str, label: str) -> Row:
-        return Row(where, {columns.text: text, str(columns.label): label})
+        values = {columns.text: text, label_column: label}
+        return Row(where, {name: values[name] for name in names})
 
     if data.text_unit == "line":
-        label = source.path.name.partition(".")[0]
+        label = path.name.partition(".")[0]
         for number, line in enumerate(lines_of(chunks, str(source)), 1):
             if line.strip():
                 yield row(f"{source}:{number}", line.rstrip("\r\n"), label)
@@ -135,7 +157,7 @@ def _text_rows(source: FileSource, chunks: Iterable[str], data: DataSettings) ->
         length += len(chunk)
         if length > MAX_ROW:
             raise DataError(f"{source} has over {MAX_ROW:,} characters; it is not read as one example.")
-    yield row(str(source), "".join(parts), source.path.parent.name)
+    yield row(str(source), "".join(parts), path.parent.name)
 
 
 def _json_object(value: object, where: str) -> dict[str, Any]:
@@ -192,9 +214,6 @@ def _csv_rows(
         reader = csv.reader(lines, strict=True)
     try:
         header = data.column_names or next(reader, [])
-        for name in header:
-            if header.count(name) > 1:
-                raise DataError(f"{source} has two columns {name!r}; rename one of them.")
         names = wanted.of(header, str(source))
         places = [(name, header.index(name)) for name in names]
         for fields in reader:

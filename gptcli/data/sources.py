@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.schema import DataSettings
-from gptcli.data.builtin_text import PYTHON_DOCS
+from gptcli.data.builtin_text import DOCSTRINGS, PYTHON_DOCS
 from gptcli.data.ledger import Reading
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
 from gptcli.hub import first_line, is_network_failure, use_cache_if_unreachable
@@ -108,9 +108,13 @@ def find_sources(
 
 def _find_source(item: str, data: DataSettings, reading: Reading, name: str) -> list[Source]:
     if item.startswith("builtin:"):
-        if item != f"builtin:{PYTHON_DOCS}":
-            raise ConfigError(f"{name} is {item}; the embedded text is builtin:{PYTHON_DOCS}.")
-        return [BuiltinSource(PYTHON_DOCS)]
+        text = item.removeprefix("builtin:")
+        if text not in (PYTHON_DOCS, DOCSTRINGS):
+            raise ConfigError(
+                f"{name} is {item}; the embedded text is builtin:{PYTHON_DOCS}, and for classification "
+                f"builtin:{DOCSTRINGS}."
+            )
+        return [BuiltinSource(text)]
     try:
         path = Path(item).expanduser()
         is_folder, is_there = path.is_dir(), path.exists()

@@ -40,6 +40,13 @@ class TextScore:
         """
         return self.loss * self.tokens / math.log(2) / self.bytes
 
+    def as_dict(self) -> dict[str, float]:
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+        }
+
 
 @torch.inference_mode()
 def score_text(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -34,10 +34,10 @@ def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) ->
     )
 
 
-def new_model(config: GPT2Config, seed: int) -> GPT2LMHeadModel:
-    """Return a GPT-2 in float32 on the CPU; its initial weights are decided by `seed`."""
+def new_model(config: GPT2Config, seed: int, kind: Any = GPT2LMHeadModel) -> Any:
+    """Return a GPT-2 of this class in float32 on the CPU; its weights are decided by `seed`."""
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(config)
+    return kind(config)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli.data.tokenizing import load_tokenizer
 from gptcli.errors import ModelError
 from gptcli.hub import hub_problem, use_cache_if_unreachable
+from gptcli.training.checkpoint import MANIFEST_FILE, MODEL_FILE, find_problem
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, PreTrainedTokenizerFast
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # Which of several files holds which weight.
 ADAPTER = "adapter_config.json"
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 # All that a config.json may decide. What else it can hold names code or other models to load (kernels,
 # quantizers), changes what the model returns, or makes tables of any size.
@@ -46,45 +49,195 @@ _CONFIG_KEYS = (
 )
 
 
+# What a model gives for a text, told from the weights that only such a model has.
+Kind = Literal["language-modelling", "classification", "question-answering"]
+_HEADS: dict[str, Kind] = {
+    "score.weight": "classification",
+    "qa_outputs.weight": "question-answering",
+}
+_WHAT_TO_DO: dict[tuple[Kind, Kind], str] = {
+    ("language-modelling", "classification"): "is a classifier; use it with `gptcli classify`",
+    ("language-modelling", "question-answering"): "finds answers in a text; use `gptcli answer`",
+    ("classification", "language-modelling"): "has no classification head; fine-tune it with "
+    "`gptcli finetune` and task: classification, or give --labels to choose the likeliest",
+    ("classification", "question-answering"): "finds answers in a text; use `gptcli answer`",
+    ("question-answering", "language-modelling"): "has no question-answering head; fine-tune it with "
+    "`gptcli finetune` and task: question-answering",
+    ("question-answering", "classification"): "is a classifier; use it with `gptcli classify`",
+}
+MAX_LABELS = 100_000
+ANSWER_THRESHOLD = "answer_threshold"
+"""In config.json: a question is not answered if the score of no answer is more than that of the best one
+plus this; without it, every question is answered."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in evaluation mode, with its tokenizer."""
 
-    model: GPT2LMHeadModel
+    model: Any
+    """A GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2ForQuestionAnswering."""
     tokenizer: PreTrainedTokenizerFast
     name: str
 
 
-def load_model(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """Return the GPT-2 that `name` stands for: a model folder, a run folder, or a hub name.
+def model_class(kind: Kind) -> Any:
+    """Return the class of transformers for models of this kind."""
+    import transformers
+
+    return {
+        "language-modelling": transformers.GPT2LMHeadModel,
+        "classification": transformers.GPT2ForSequenceClassification,
+        "question-answering": transformers.GPT2ForQuestionAnswering,
+    }[kind]
+
+
+def load_model(
+    name: str, device: torch.device, dtype: torch.dtype, kind: Kind = "language-modelling"
+) -> LoadedModel:
+    """Return the GPT-2 that `name` stands for: a model folder, a run, a checkpoint, or a hub name.
 
     Only safetensors are read and no code of the model's author is run. Raises ModelError if it is no
-    whole GPT-2, EnvironmentProblem if it is not here and the hub cannot be reached.
+    whole GPT-2 of this kind, EnvironmentProblem if it is not here and the hub cannot be reached.
     """
-    folder = _model_folder(name)
-    source = name if folder is None else str(folder)
-    if folder is not None:
-        _check_folder(folder)
-    else:
-        use_cache_if_unreachable()
-    from transformers import GPT2LMHeadModel
+    found = find_model(name)
+    if found.kind != kind:
+        raise ModelError(f"{name} {_WHAT_TO_DO[kind, found.kind]}.")
+    model = _load(found, kind, dtype, is_new_head=False)
+    return LoadedModel(model.to(device).eval(), found.tokenizer(), found.name)
 
-    config = _read_config(source)
-    _check_weights(source, folder, config)
+
+def load_for_training(
+    found: FoundModel, kind: Kind, *, seed: int, dropout: float, labels: list[str] | None = None
+) -> tuple[Any, bool]:
+    """Return a model of this kind with the weights of `found`, in float32, and whether its head is new.
+
+    labels: those that a classifier is to tell apart. A classifier of the same labels keeps its head;
+    the weights of a new one are decided by `seed`. Raises as `load_model` does.
+    """
+    import torch
+
+    config = found.config
+    for part in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(config, part, dropout)
+    is_new_head = kind != "language-modelling" and (
+        found.kind != kind or (labels is not None and label_names(config) != labels)
+    )
+    if labels is not None:
+        set_labels(config, labels)
+    if config.pad_token_id is None:  # As GPT-2 was published; transformers wants one for batches.
+        config.pad_token_id = config.eos_token_id
+    torch.manual_seed(seed)
+    return _load(found, kind, torch.float32, is_new_head=is_new_head), is_new_head
+
+
+def label_names(config: GPT2Config) -> list[str]:
+    """Return the labels of a classifier, in the order of their numbers."""
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
+def set_labels(config: GPT2Config, labels: list[str]) -> None:
+    """Make `labels` those of the model."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.num_labels = len(labels)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model whose weights are not loaded yet."""
+
+    name: str
+    """A folder, or a name on the hub."""
+    checkpoint: Path | None
+    """Takes the place of the folder's weights."""
+    config: GPT2Config
+    kind: Kind
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.name)
+
+
+def find_model(name: str) -> FoundModel:
+    """Return where `name` leads and what is there. Raises as `load_model` does."""
+    folder = _model_folder(name)
+    checkpoint = None
+    if folder is None:
+        use_cache_if_unreachable()
+        source = name
+    else:
+        if (folder / MANIFEST_FILE).is_file():
+            checkpoint = folder
+            folder = _model_of_checkpoint(checkpoint)
+        _check_folder(folder)
+        source = str(folder)
+    facts, config = _read_config(source)
+    shapes = _check_weights(source, folder, config)
+    if "score.weight" in shapes:
+        count = shapes["score.weight"][0]
+        names = facts.get("id2label")
+        if not isinstance(names, dict) or len(names) > MAX_LABELS:
+            names = {}
+        set_labels(config, [str(names.get(str(n), f"LABEL_{n}")) for n in range(count)])
+        if facts.get("problem_type") in PROBLEM_TYPES:
+            config.problem_type = facts["problem_type"]
+    threshold = facts.get(ANSWER_THRESHOLD)
+    if isinstance(threshold, float) and math.isfinite(threshold):
+        setattr(config, ANSWER_THRESHOLD, threshold)
+    return FoundModel(source, checkpoint, config, _kind_of(shapes))
+
+
+def _model_of_checkpoint(checkpoint: Path) -> Path:
+    problem = find_problem(checkpoint)
+    if problem is not None:
+        raise ModelError(f"{checkpoint} is no whole checkpoint: {problem}.")
+    folder = checkpoint.parent.parent / "model"
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{checkpoint} has weights alone; what they are the weights of is in {folder}, which is "
+            "written at the first evaluation."
+        )
+    return folder
+
+
+def _kind_of(shapes: dict[str, list[int]]) -> Kind:
+    return next((kind for name, kind in _HEADS.items() if name in shapes), "language-modelling")
+
+
+def _load(found: FoundModel, kind: Kind, dtype: torch.dtype, *, is_new_head: bool) -> Any:
+    import torch
+    from safetensors.torch import load_file
+
     try:
-        model, report = GPT2LMHeadModel.from_pretrained(
-            source,
-            config=config,
+        model, report = model_class(kind).from_pretrained(
+            found.name,
+            config=found.config,
             attn_implementation="sdpa",
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # Said by _check_report, in one line.
             output_loading_info=True,
         )
+        heads = ("score.", "qa_outputs.") if is_new_head else ()
+        _check_report(found.name, report, heads)
+        if found.checkpoint is not None:
+            parameters = dict(model.named_parameters())
+            weights = load_file(found.checkpoint / MODEL_FILE)
+            if is_new_head:
+                weights = {name: w for name, w in weights.items() if not name.startswith(heads)}
+                parameters = {name: p for name, p in parameters.items() if not name.startswith(heads)}
+            if {name: p.shape for name, p in parameters.items()} != {
+                name: weight.shape for name, weight in weights.items()
+            }:
+                raise ModelError(f"{found.checkpoint}: its weights are not those of {found.name}.")
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    parameters[name].copy_(weight)
+    except ModelError:
+        raise
     except Exception as error:
-        raise hub_problem("model", source, error) from error
-    _check_report(source, report)
-    return LoadedModel(model.to(device).eval(), load_tokenizer(source), source)
+        raise hub_problem("model", found.name, error) from error
+    return model
 
 
 def _model_folder(name: str) -> Path | None:
@@ -135,7 +288,7 @@ def _check_kind(source: str, facts: dict[str, Any]) -> None:
         )
 
 
-def _read_config(source: str) -> GPT2Config:
+def _read_config(source: str) -> tuple[dict[str, Any], GPT2Config]:
     from transformers import GPT2Config
 
     try:
@@ -149,7 +302,7 @@ def _read_config(source: str) -> GPT2Config:
         raise hub_problem("model", source, error) from error
     if config.n_head < 1:
         raise ModelError(f"{source}: its config.json says n_head {config.n_head}; it must be 1 or more.")
-    return config
+    return facts, config
 
 
 def _file_of(source: str, folder: Path | None, name: str) -> Path | None:
@@ -167,7 +320,7 @@ def _file_of(source: str, folder: Path | None, name: str) -> Path | None:
         raise hub_problem("model", source, error) from error
 
 
-def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> None:
+def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> dict[str, list[int]]:
     """Refuse what `from_pretrained` would read though it is no safetensors file of this very model.
 
     It would also make a model of any size that the config says, before it looks at the weights, and
@@ -188,6 +341,7 @@ def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> None
             raise ModelError(f"{source} has no whole weights: {name} is missing.")
         shapes |= _shapes_in(source, file)
     _check_shapes(source, shapes, config)
+    return shapes
 
 
 def _files_in_index(source: str, index: Path) -> set[str]:
@@ -241,11 +395,15 @@ def _not_whole(source: str, what: str, name: str) -> ModelError:
     return ModelError(f"{source} is no whole model: weights are {what}, {name} for one.")
 
 
-def _check_report(name: str, report: Any) -> None:
-    """Refuse weights that do not fit: `from_pretrained` would go on with random ones."""
+def _check_report(name: str, report: Any, new: tuple[str, ...]) -> None:
+    """Refuse weights that do not fit: `from_pretrained` would go on with random ones.
+
+    new: how the names of weights begin that need not be there.
+    """
     for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
         # A weight of another shape comes with both shapes.
         items = report.get(key) or ()
         names = sorted(item if isinstance(item, str) else item[0] for item in items)
+        names = [weight for weight in names if not weight.startswith(new)] if new else names
         if names:
             raise _not_whole(name, what, names[0])

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.files import flush_to_disk, replace_file, writing_to
+from gptcli.files import flush_to_disk, partial_path, replace_file, writing_to
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folde
     if the disk does not take them.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = partial_model(folder)
+    staging = partial_path(folder)
     shutil.rmtree(staging, ignore_errors=True)  # What a killed process has left.
     with writing_to(folder):
         try:
@@ -43,8 +43,3 @@ def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folde
                 flush_to_disk(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def partial_model(folder: Path) -> Path:
-    """Return where the files of `folder` are made before they are moved there."""
-    return folder.with_name(f".{folder.name}.partial")

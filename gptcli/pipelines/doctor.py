@@ -25,7 +25,7 @@ from gptcli.errors import EnvironmentProblem, GptcliError
 from gptcli.generation.decoder import NewToken, continue_prompt
 from gptcli.generation.sampling import Sampling
 from gptcli.models.loading import load_model
-from gptcli.pipelines.pretrain import run_pretraining
+from gptcli.pipelines.train import run_training
 from gptcli.training.checkpoint import list_checkpoints, step_of
 from gptcli.training.device import choose_compute
 from gptcli.training.run import library_versions
@@ -117,7 +117,7 @@ def _assignments(folder: Path) -> list[str]:
 
 def _pretraining(folder: Path) -> str:
     settings = load_settings(folder / "config.yaml", _assignments(folder))
-    result = run_pretraining(settings, folder / "whole")
+    result = run_training(settings, folder / "whole")
     logged = [json.loads(line) for line in (folder / "whole/metrics.jsonl").open()]
     losses = [entry["loss"] for entry in logged if "split" not in entry]
     if losses[-1] >= losses[0]:
@@ -148,7 +148,7 @@ def _kill_and_resume(folder: Path) -> str:
     if not saved:
         raise EnvironmentProblem("a run in a process of its own saved no checkpoint.")
     settings = load_settings(folder / "config.yaml", _assignments(folder))
-    run_pretraining(settings, run, resume=True)
+    run_training(settings, run, resume=True)
     name = f"checkpoints/step-{STEPS:08d}/model.safetensors"
     whole, resumed = load_file(folder / "whole" / name), load_file(run / name)
     if any(not torch.equal(whole[key], resumed[key]) for key in whole):

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
+from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch, TrainingBatches, evaluation_batches, target_tokens
+from gptcli.data.preparation import prepare_text
 from gptcli.data.token_store import TokenStore
+from gptcli.errors import DataError
 from gptcli.evaluation.perplexity import score_text
+from gptcli.models.starting import StartingModel
+from gptcli.tasks.assembly import Notify, TaskData, assemble_job, summed_token_loss
 from gptcli.training.device import Compute
-from gptcli.training.loss import summed_cross_entropy
+from gptcli.training.job import DataSize, Evaluation, Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,14 +47,21 @@ class HeldOutText:
 
 
 class LanguageModelling:
-    """The task of pretraining. Every token of the text is predicted from those before it."""
+    """Pretraining, and going on with it: every token of the text is predicted from those before it."""
+
+    best_by = "loss"
 
     def __init__(
-        self, batches: TrainingBatches, compute: Compute, held_out: HeldOutText | None = None
+        self,
+        batches: TrainingBatches,
+        compute: Compute,
+        held_out: HeldOutText | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self._batches = batches
         self._compute = compute
         self._held_out = held_out
+        self._label_smoothing = label_smoothing
 
     def batch(self, step: int) -> Batch:
         return self._batches.batch(step)
@@ -59,20 +70,14 @@ class LanguageModelling:
         return self._batches.describe(step)
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        device = self._compute.device
-        input_ids = torch.from_numpy(batch.input_ids).to(device, non_blocking=True)
-        targets = torch.from_numpy(batch.targets).to(device, non_blocking=True)
-        # No attention mask: padding is on the right, where causal attention never looks, and a mask
-        # would leave the fast attention path.
-        logits = model(input_ids=input_ids, use_cache=False).logits
-        return summed_cross_entropy(logits, targets)
+        return summed_token_loss(model, batch, self._compute, self._label_smoothing)
 
     def target_weight(self, batch: Batch) -> float:
         return target_tokens(batch)
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
-    ) -> dict[str, float] | None:
+    ) -> Evaluation | None:
         """Return loss, perplexity and bits_per_byte on the held-out text; None if there is none."""
         held_out = self._held_out
         if held_out is None:
@@ -90,8 +95,54 @@ class LanguageModelling:
             self._compute,
             between_batches,
         )
-        return {
-            "loss": score.loss,
-            "perplexity": score.perplexity,
-            "bits_per_byte": score.bits_per_byte,
-        }
+        return Evaluation(score.as_dict())
+
+
+def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
+    """Return the job of learning the text in data.source."""
+    start = StartingModel(settings)
+    context_length = start.context_length
+    text = prepare_text(settings, notify, start.tokenizer())
+    tokens = text.train.token_count
+    if tokens < context_length:
+        # There is next to nothing to learn from it.
+        raise DataError(
+            f"{', '.join(text.ledger.sources)}: the training text has {tokens} tokens, less than one "
+            f"sequence of model.context_length {context_length}. Add text, or lower context_length."
+        )
+    held_out = None
+    if text.validation is not None:
+        max_tokens = settings.evaluation.max_tokens
+        held_out = HeldOutText(text.validation, text.tokenizer, context_length, max_tokens)
+    batches = TrainingBatches(
+        text.train,
+        context_length=context_length,
+        batch_size=settings.training.batch_size,
+        seed=settings.runtime.seed,
+    )
+    task = LanguageModelling(batches, compute, held_out, settings.training.label_smoothing)
+    model, origin = start.load("language-modelling", text.tokenizer)
+    sequences = batches.sequences_per_epoch
+    positions = sequences * context_length
+    ledger = {
+        **text.ledger.as_dict(),
+        "epoch": {
+            "sequences": sequences,
+            "padding_tokens": positions - tokens,
+            "tokens_lost": max(0, tokens - positions),
+        },
+    }
+    data = TaskData(
+        context_length=context_length,
+        longest=context_length,
+        sequences_per_epoch=sequences,
+        fingerprint=text.data_fingerprint,
+        train=DataSize(tokens),
+        validation=DataSize(text.ledger.validation.tokens),
+        ledger=ledger,
+        summary=[
+            ("training text", f"{tokens:,} tokens"),
+            ("held-out text", f"{text.ledger.validation.tokens:,} tokens"),
+        ],
+    )
+    return assemble_job(settings, compute, task, model, origin, text.tokenizer, data)

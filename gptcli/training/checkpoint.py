@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gptcli.errors import EnvironmentProblem, ModelError
-from gptcli.files import flush_to_disk, remove_tree, writing_to
+from gptcli.files import flush_to_disk, partial_path, remove_tree, writing_to
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 
@@ -71,7 +71,7 @@ def save_checkpoint(
     Raises EnvironmentProblem if the disk does not take it; nothing of it is left then.
     """
     final = folder / f"step-{progress.step:08d}"
-    staging = _staging(final)
+    staging = partial_path(final)
     with writing_to(final):
         folder.mkdir(parents=True, exist_ok=True)
         remove_tree(staging)
@@ -276,13 +276,8 @@ def remove_partial(folder: Path) -> None:
             remove_tree(path)
 
 
-def _staging(checkpoint: Path) -> Path:
-    """Return the folder that a checkpoint is in before it is whole, and while it is removed."""
-    return checkpoint.with_name(f".{checkpoint.name}.partial")
-
-
 def _remove(checkpoint: Path) -> None:
-    staging = _staging(checkpoint)
+    staging = partial_path(checkpoint)
     remove_tree(staging)
     # Under this name nobody takes a half removed one for a damaged one.
     remove_tree(checkpoint.rename(staging))

@@ -8,7 +8,7 @@ from torch import Tensor
 from gptcli.data.batches import IGNORED
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def summed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the sum, in nats, of the cross-entropies of all targets that are not IGNORED.
 
     logits: (sequences, tokens, vocabulary). targets: (sequences, tokens).
@@ -16,5 +16,9 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     when they are divided by the number of targets of the whole batch.
     """
     return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )

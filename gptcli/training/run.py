@@ -23,18 +23,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from gptcli import __version__
 from gptcli.config.loading import dump_settings
 from gptcli.config.schema import Settings
 from gptcli.errors import ConfigError, Diverged, EnvironmentProblem, InterruptedRun, ModelError
 from gptcli.files import write_text
-from gptcli.models.architecture import count_parameters
-from gptcli.models.saving import save_model
 from gptcli.training.checkpoint import (
     Origin,
     check_disk_space,
@@ -47,12 +44,12 @@ from gptcli.training.checkpoint import (
     step_of,
 )
 from gptcli.training.device import Compute
+from gptcli.training.job import Evaluation, Job
 from gptcli.training.loop import (
     MicroBatchHalved,
     Progress,
     StepDone,
     StepSkipped,
-    Task,
     halve_micro_batch,
     is_out_of_memory,
     train,
@@ -62,14 +59,12 @@ from gptcli.training.optimizers import Optimizers
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.stopping import StopSignals, reached_limit
 
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-
 # A resumed run may change these: they do not change what a step computes from the weights before it.
 HARMLESS_ON_RESUME = (
     "training.max_steps",  # But for the learning rate, whose cosine is then stretched; meant so.
     "training.max_minutes",
     "training.max_tokens",
+    "training.epochs",  # Turned into max_steps.
     "training.target_loss",
     "training.patience",
     "training.skip_bad_steps",
@@ -84,18 +79,6 @@ HARMLESS_ON_RESUME = (
     "data.validation_source",
     "data.cache_dir",
 )
-
-
-class EvaluatedTask(Task, Protocol):
-    """A task with a score that decides which model is the best."""
-
-    def evaluate(
-        self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
-    ) -> dict[str, float] | None:
-        """Return the scores on held-out data, "loss" (lower is better) among them; None without data.
-
-        Calls `between_batches` often, and lets what it raises pass.
-        """
 
 
 @dataclass(frozen=True)
@@ -113,6 +96,8 @@ class Started:
     step: int
     max_steps: int
     parameters: int
+    trained_parameters: int
+    """Of these, the ones that are not frozen."""
     steps_per_epoch: float
 
 
@@ -122,6 +107,7 @@ class Evaluated:
 
     step: int
     scores: dict[str, float]
+    details: dict[str, Any]
     is_best: bool
 
 
@@ -140,31 +126,30 @@ class TrainingRun:
 
     def __init__(
         self,
-        settings: Settings,
+        job: Job,
         folder: RunFolder,
         compute: Compute,
-        model: GPT2LMHeadModel,
-        tokenizer: PreTrainedTokenizerFast,
-        task: EvaluatedTask,
-        origin: Origin,
-        micro_batch_size: int,
         signals: StopSignals,
         notify: Callable[[TrainingEvent], None],
     ) -> None:
-        self._settings = settings
+        self._job = job
+        self._settings = job.settings
         self._folder = folder
         self._compute = compute
-        self._model = model
-        self._tokenizer = tokenizer
-        self._task = task
-        self._origin = origin
+        self._model = job.model
+        self._origin = Origin(
+            settings=job.settings.model_dump(mode="json"),
+            data=job.data_fingerprint,
+            tokenizer=job.tokenizer_fingerprint,
+            versions=library_versions(),
+        )
         self._signals = signals
         self._notify = notify
-        self._optimizers = Optimizers(model, settings.training)
+        self._optimizers = Optimizers(job.model, job.settings.training)
         self._metrics = MetricsLog(folder.metrics)
         self._saved_step: int | None = None
         self._elapsed_before = 0.0
-        self.progress = Progress(micro_batch_size=micro_batch_size)
+        self.progress = Progress(micro_batch_size=job.micro_batch_size)
 
     def resume(self, checkpoint: Path) -> None:
         """Take weights, optimizer state and progress from a whole checkpoint.
@@ -211,29 +196,44 @@ class TrainingRun:
         )
         check_disk_space(self._folder.path, needed - there, "the checkpoints of this run")
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, those shared by embedding and head once."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights that training changes."""
+        return sum(p.numel() for p in self._model.parameters() if p.requires_grad)
+
     def limit(self) -> str | None:
         """Return the setting whose limit the run has reached, or None."""
         return reached_limit(self._settings.training, self.progress)
 
-    def run(self, facts: dict[str, Any], ledger: dict[str, Any], steps_per_epoch: float) -> str:
+    def run(self) -> str:
         """Train until a limit is reached and return the setting that set it.
 
-        facts, ledger: what run.json and data.json say of the data. Raises InterruptedRun, with all
-        saved, when a signal asks for it; Diverged; EnvironmentProblem.
+        Raises InterruptedRun, with all saved, when a signal asks for it; Diverged; EnvironmentProblem.
         """
         self._started = time.monotonic()
         self._folder.remove_partial()
-        self._write_start(facts, ledger)
+        self._write_start()
         self._metrics.drop_after(self.progress.step, self.progress.evaluated_step)
-        training = self._settings.training
-        parameters = count_parameters(self._model)
-        self._notify(Started(self.progress.step, training.max_steps, parameters, steps_per_epoch))
+        self._notify(
+            Started(
+                self.progress.step,
+                self._settings.training.max_steps,
+                self.parameters,
+                self.trained_parameters,
+                self._job.steps_per_epoch,
+            )
+        )
         try:
             limit = self._between_steps()
             if limit is None:
                 for event in train(
                     self._model,
-                    self._task,
+                    self._job.task,
                     self._optimizers,
                     self._compute,
                     self._settings,
@@ -251,7 +251,7 @@ class TrainingRun:
                         break
             assert limit is not None
             if self.progress.best is None:
-                save_model(self._model, self._tokenizer, self._folder.model)
+                self._job.save_model(self._folder.model)
         except BaseException as error:
             self._update_elapsed()
             with suppress(EnvironmentProblem, OSError):  # The first problem is the one to tell.
@@ -302,29 +302,43 @@ class TrainingRun:
         if progress.evaluated_step == step:
             return
         try:
-            scores = self._scores()
+            evaluation = self._evaluation()
         except InterruptedRun:
             return  # This step is evaluated when the run goes on.
-        if scores is None:
+        if evaluation is None:
             return
+        scores = evaluation.scores
         if not all(math.isfinite(score) for score in scores.values()):
             raise Diverged(
                 f"The held-out loss after step {step} is {scores['loss']:g}: training has diverged."
             )
-        is_best = progress.best is None or scores["loss"] < progress.best["loss"]
+        is_best = progress.best is None or self._rank(scores) > self._rank(progress.best)
         progress.evaluated_step = step
         progress.last_evaluation_loss = scores["loss"]
         progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
             progress.best = {"step": step, **scores}
-            save_model(self._model, self._tokenizer, self._folder.model)
-        self._metrics.append({"step": step, **scores, "tokens": progress.tokens, "split": "validation"})
-        self._notify(Evaluated(step, scores, is_best))
+            self._job.save_model(self._folder.model)
+        self._metrics.append(
+            {
+                "step": step,
+                **scores,
+                **evaluation.details,
+                "tokens": progress.tokens,
+                "split": "validation",
+            }
+        )
+        self._notify(Evaluated(step, scores, evaluation.details, is_best))
 
-    def _scores(self) -> dict[str, float] | None:
+    def _rank(self, scores: dict[str, float]) -> tuple[float, float]:
+        """Return what is larger for the better of two evaluations."""
+        score = scores[self._job.task.best_by]
+        return (-score if self._job.task.best_by == "loss" else score, -scores["loss"])
+
+    def _evaluation(self) -> Evaluation | None:
         while True:
             try:
-                return self._task.evaluate(
+                return self._job.task.evaluate(
                     self._model, self.progress.micro_batch_size, self._signals.raise_if_received
                 )
             except RuntimeError as error:
@@ -367,15 +381,16 @@ class TrainingRun:
                 }
             )
 
-    def _write_start(self, facts: dict[str, Any], ledger: dict[str, Any]) -> None:
+    def _write_start(self) -> None:
         """Write run.json, config.yaml and data.json."""
         self._facts = {
             "command": sys.argv,
             "working_directory": str(Path.cwd()),
             "task": self._settings.task,
-            "parameters": count_parameters(self._model),
+            "parameters": self.parameters,
+            "trained_parameters": self.trained_parameters,
             "fingerprints": {"data": self._origin.data, "tokenizer": self._origin.tokenizer},
-            **facts,
+            **self._job.facts,
             "versions": self._origin.versions,
             "hardware": {
                 "platform": platform.platform(),
@@ -390,7 +405,9 @@ class TrainingRun:
         }
         self._write_end("running")
         write_text(self._folder.config, dump_settings(self._settings))
-        write_text(self._folder.ledger, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
+        write_text(
+            self._folder.ledger, json.dumps(self._job.ledger, indent=2, ensure_ascii=False) + "\n"
+        )
 
     def _write_end(self, ended: str) -> None:
         """Write run.json: what the run is, how far it came and how it ended."""
@@ -423,15 +440,20 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def check_settings_match(checkpoint: Path, settings: Settings) -> None:
-    """Raise ConfigError for each setting that would make the rest of the run another run."""
+def check_settings_match(checkpoint: Path, settings: Settings, *, is_complete: bool = True) -> None:
+    """Raise ConfigError for each setting that would make the rest of the run another run.
+
+    is_complete: whether model and data have filled in what was not set.
+    """
     flat_before = _flatten(read_state(checkpoint).origin.settings)
     flat_now = _flatten(settings.model_dump(mode="json"))
     problems = [
         f"{checkpoint} was trained with {name} {flat_before.get(name)!r}; it is now "
         f"{flat_now.get(name)!r}. Resume with the old value, or start another run."
         for name in sorted(flat_before.keys() | flat_now.keys())
-        if flat_before.get(name) != flat_now.get(name) and not name.startswith(HARMLESS_ON_RESUME)
+        if flat_before.get(name) != flat_now.get(name)
+        and not name.startswith(HARMLESS_ON_RESUME)
+        and (is_complete or flat_now.get(name) is not None)
     ]
     if problems:
         raise ConfigError(*problems)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import ConfigError, EnvironmentProblem
-from gptcli.files import remove_tree
-from gptcli.models.saving import partial_model
+from gptcli.files import partial_path, remove_tree
 from gptcli.training.checkpoint import remove_all_checkpoints, remove_partial
 
 LOCK = ".lock"
@@ -116,7 +115,7 @@ class RunFolder:
     def remove_partial(self) -> None:
         """Remove what a killed process has left of what it was writing or removing."""
         remove_partial(self.checkpoints)
-        remove_tree(partial_model(self.model))
+        remove_tree(partial_path(self.model))
 
     def clear(self) -> None:
         """Remove the run, and nothing that is not a run's."""

@@ -54,7 +54,7 @@ def pretrain(
     [
         ("training: {warmup_step: 5}", "training.warmup_step is not a setting. Did you mean"),
         ("train: {max_steps: 5}", "train is not a setting. Did you mean"),
-        ("training: {num_train_epochs: 5}", "Use training.max_steps instead."),
+        ("training: {num_train_epochs: 5}", "Use training.epochs instead."),
         ("training: {learning_rate: -1}", "training.learning_rate is -1; it must be more than 0."),
         ("training: {learning_rate: fast}", "training.learning_rate is 'fast'; it must be a number."),
         ("training: {batch_size: 0}", "training.batch_size is 0; it must be at least 1."),
@@ -88,7 +88,7 @@ def test_a_wrong_setting_is_named_with_its_line(
         (["--set", "training.max_step=5"], "Did you mean training.max_steps?"),
         (["--set", "training.micro_batch_size=5"], "micro_batch_size 5 is more than batch_size 4"),
         (["--set", "data.encoding=utf-9"], "data.encoding is 'utf-9'; Python knows no such"),
-        (["--set", "data.source=builtin:bible"], "the embedded text is builtin:python-docs."),
+        (["--set", "data.source=builtin:bible"], "the embedded text is builtin:python-docs,"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other."),
         (["--output-dir", "text.txt"], "text.txt is a file; --output-dir takes a folder."),
     ],

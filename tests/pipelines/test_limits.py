@@ -10,10 +10,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from gptcli.errors import ConfigError
-from gptcli.pipelines.pretrain import Event
+from gptcli.pipelines.train import Event
 from gptcli.training.checkpoint import list_checkpoints, step_of
 from gptcli.training.run import Note
-from tests.pipelines.test_pretrain import content_of, metrics_of, pretrain, read_json
+from tests.pipelines.test_train import content_of, metrics_of, pretrain, read_json
 
 # A rate at which the held-out loss rises from the first evaluation on.
 RISING = ("training.learning_rate=0.3", "training.min_learning_rate_ratio=1", "training.warmup_steps=0")

@@ -32,9 +32,9 @@ import torch._dynamo
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import gptcli.cli
-import gptcli.pipelines.pretrain
+import gptcli.pipelines.train
 
-IMPORTED = (gptcli.pipelines.pretrain, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast)
+IMPORTED = (gptcli.pipelines.train, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast)
 
 
 class Trigger:

@@ -20,7 +20,7 @@ from gptcli.config.loading import dump_settings, load_settings
 from gptcli.config.schema import Settings
 from gptcli.data.preparation import prepare_text
 from gptcli.errors import ExitCode, GptcliError
-from gptcli.pipelines.pretrain import run_pretraining
+from gptcli.pipelines.train import run_training
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
 from tests.reliability.mutations import (
     hang_guard,
@@ -288,7 +288,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
-    run_pretraining(load_settings(folder / "config.yaml"), folder / "run")
+    run_training(load_settings(folder / "config.yaml"), folder / "run")
     return folder
 
 
@@ -324,7 +324,7 @@ def test_damaged_checkpoints_are_passed_over_or_refused(
             rewrite_manifest(checkpoint)
         with hang_guard(f"checkpoint {seed} ({file.name})"):
             try:
-                assert run_pretraining(settings, run, resume=True).step == 4
+                assert run_training(settings, run, resume=True).step == 4
             except GptcliError as error:
                 # Damage alone is no obstacle: the checkpoint of step 2 is whole.
                 assert is_tampering, error

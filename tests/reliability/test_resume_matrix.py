@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from gptcli.config.loading import load_settings
-from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.config.schema import Settings
+from gptcli.pipelines.train import Event, run_training
 from gptcli.training.loop import StepDone
 from gptcli.training.run import Evaluated, Saved
-from tests.conftest import TEXT
+from tests.conftest import SENTENCES, TEXT
 
 # More than two epochs of the first half of the text, with 20 sequences of 32 tokens.
 STEPS = 7
@@ -76,19 +77,56 @@ def test_a_run_stopped_at_any_step_and_resumed_repeats_every_later_step(
             f"evaluation.eval_steps={eval_steps}",
         ],
     )
+    check_every_stop(settings, tmp_path, stop_after)
+
+
+def check_every_stop(settings: Settings, path: Path, stop_after: type) -> None:
+    """Run once without a stop, then stop and resume a run at each step; all must do the same."""
     whole = Recorder()
-    result = run_pretraining(settings, tmp_path / "whole", notify=whole)
+    result = run_training(settings, path / "whole", notify=whole)
     assert result.epochs > 2
     assert sorted(whole.steps) == list(range(1, STEPS + 1))
     for stop_at in range(1, STEPS):
-        run = tmp_path / "stopped"
+        run = path / "stopped"
         with pytest.raises(Stop):
-            run_pretraining(settings, run, notify=Recorder(stop_at, stop_after))
+            run_training(settings, run, notify=Recorder(stop_at, stop_after))
         resumed = Recorder()
-        run_pretraining(settings, run, resume=True, notify=resumed)
+        run_training(settings, run, resume=True, notify=resumed)
         # Stopped before the step was saved, it is done again; else it is not.
         first = stop_at if stop_after is StepDone else stop_at + 1
         assert resumed.steps == {step: facts for step, facts in whole.steps.items() if step >= first}, (
             stop_at
         )
         shutil.rmtree(run)
+
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "classification": [{"text": sentence, "label": sentence.split()[2]} for sentence in SENTENCES[::3]],
+    "instruction": [
+        {"prompt": " ".join(words[:3]), "completion": " ".join(words[3:])}
+        for words in map(str.split, SENTENCES[::3])
+    ],
+}
+
+
+@pytest.mark.parametrize("micro_batch_size", [8, 4])
+@pytest.mark.parametrize("task", ROWS)
+def test_a_run_of_any_task_stopped_at_any_step_and_resumed_repeats_every_later_step(
+    config_file: Path, tmp_path: Path, task: str, micro_batch_size: int
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
+    settings = load_settings(
+        config_file,
+        [
+            *SETTINGS,
+            f"task={task}",
+            "model.context_length=128",
+            f"data.source={rows}",
+            "data.stride=4",
+            f"training.micro_batch_size={micro_batch_size}",
+            "training.label_smoothing=0.1",
+            "evaluation.eval_steps=2",
+        ],
+    )
+    check_every_stop(settings, tmp_path, StepDone)

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, DataError, ExitCode, ModelError
 from gptcli.models.loading import load_model
-from gptcli.pipelines.pretrain import run_pretraining
+from gptcli.pipelines.train import run_training
 from tests.conftest import TEXT
 from tests.reliability.mutations import hang_guard, memory_guard
 from tests.test_cli import run_main
@@ -319,7 +319,7 @@ def test_an_endless_config_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def pretrain(
     config: Path, run: Path, *assignments: str, resume: bool = False, overwrite: bool = False
 ) -> None:
-    run_pretraining(load_settings(config, assignments), run, resume=resume, overwrite=overwrite)
+    run_training(load_settings(config, assignments), run, resume=resume, overwrite=overwrite)
 
 
 def rewrite_manifest(checkpoint: Path) -> None:
@@ -499,7 +499,7 @@ def test_a_gzip_bomb_fills_no_memory(
             file.write(block * 50_000_000)
     settings = load_settings(config_file, [f"data.source={tmp_path / name}"])
     with memory_guard(), hang_guard(name), pytest.raises(DataError, match=what):
-        run_pretraining(settings, tmp_path / "run", dry_run=True)
+        run_training(settings, tmp_path / "run", dry_run=True)
 
 
 # Terminals

@@ -15,14 +15,16 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from gptcli.config.schema import RuntimeSettings, Settings
 from gptcli.data.batches import Batch, TrainingBatches
 from gptcli.errors import Diverged, ExitCode
+from gptcli.models.saving import save_model
 from gptcli.tasks.language_modelling import LanguageModelling
-from gptcli.training.checkpoint import Origin, find_problem, list_checkpoints, newest_whole, step_of
+from gptcli.training.checkpoint import find_problem, list_checkpoints, newest_whole, step_of
 from gptcli.training.device import choose_compute
+from gptcli.training.job import DataSize, Evaluation, Job
 from gptcli.training.loop import StepSkipped
 from gptcli.training.run import TrainingEvent, TrainingRun
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.stopping import StopSignals
-from tests.pipelines.test_pretrain import (
+from tests.pipelines.test_train import (
     assert_same_weights,
     metrics_of,
     pretrain,
@@ -55,9 +57,9 @@ class SometimesNaN(LanguageModelling):
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
-    ) -> dict[str, float] | None:
+    ) -> Evaluation | None:
         loss = next(self._held_out_losses, None)
-        return None if loss is None else {"loss": loss}
+        return None if loss is None else Evaluation({"loss": loss})
 
 
 @dataclass
@@ -89,23 +91,28 @@ class Runs:
         folder = RunFolder(self.path / name)
         folder.path.mkdir(exist_ok=True)
         events: list[TrainingEvent] = []
-        run = TrainingRun(
-            settings,
-            folder,
-            FP32,
-            copy.deepcopy(self.model),
-            self.tokenizer,
-            SometimesNaN(self.batches, bad_batches, held_out_losses or []),
-            Origin(settings.model_dump(mode="json"), "data", "tokenizer", {}),
+        trained = copy.deepcopy(self.model)
+        job = Job(
+            settings=settings,
+            task=SometimesNaN(self.batches, bad_batches, held_out_losses or []),
+            model=trained,
+            save_model=lambda path: save_model(trained, self.tokenizer, path),
             micro_batch_size=4,
-            signals=StopSignals(),
-            notify=events.append,
+            steps_per_epoch=1.0,
+            data_fingerprint="data",
+            tokenizer_fingerprint="tokenizer",
+            train=DataSize(430),
+            validation=DataSize(0),
+            facts={},
+            ledger={},
+            summary=[],
         )
+        run = TrainingRun(job, folder, FP32, StopSignals(), events.append)
         if resume:
             checkpoint, _ = newest_whole(folder.checkpoints)
             assert checkpoint is not None
             run.resume(checkpoint)
-        run.run({}, {}, steps_per_epoch=1.0)
+        run.run()
         return events
 
     def checkpoint(self, name: str, step: int) -> Path:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gptcli.config.loading import load_settings
-from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.pipelines.train import Event, run_training
 from gptcli.tasks.language_modelling import LanguageModelling
 from gptcli.training.loop import MicroBatchHalved
 from tests.conftest import REPOSITORY, TEXT
-from tests.pipelines.test_pretrain import metrics_of, pretrain, read_json, weights_in
+from tests.pipelines.test_train import metrics_of, pretrain, read_json, weights_in
 
 # For the first step, gives the process 150 MB more than it has; prints the micro-batch size after each
 # halving, and the error.
@@ -25,7 +25,7 @@ import json, resource, sys
 from pathlib import Path
 from gptcli.config.loading import load_settings
 from gptcli.errors import GptcliError
-from gptcli.pipelines.pretrain import run_pretraining
+from gptcli.pipelines.train import run_training
 from gptcli.training.loop import MicroBatchHalved, StepDone
 from gptcli.training.run import Started
 
@@ -44,7 +44,7 @@ for config, run, *assignments in json.loads(sys.argv[1]):
     resource.setrlimit(resource.RLIMIT_AS, UNLIMITED)
     sizes, error = [], None
     try:
-        run_pretraining(load_settings(Path(config), assignments), Path(run), notify=watch)
+        run_training(load_settings(Path(config), assignments), Path(run), notify=watch)
     except GptcliError as problem:
         error = [problem.exit_code, str(problem)]
     print(json.dumps({"sizes": sizes, "error": error}))
@@ -94,7 +94,7 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_or_is_said(
     # What was found to fit is remembered.
     events: list[Event] = []
     settings[0] = "training.max_steps=3"
-    run_pretraining(
+    run_training(
         load_settings(config_file, settings), tmp_path / "auto", resume=True, notify=events.append
     )
     assert not [event for event in events if isinstance(event, MicroBatchHalved)]

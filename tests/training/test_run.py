@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, InterruptedRun
-from gptcli.pipelines.pretrain import Event, run_pretraining
+from gptcli.pipelines.train import Event, run_training
 from gptcli.training.loop import StepDone
 from gptcli.training.run import Note, Saved, Started
 from gptcli.training.stopping import StopSignals
-from tests.pipelines.test_pretrain import (
+from tests.pipelines.test_train import (
     assert_same_weights,
     metrics_of,
     pretrain,
@@ -73,7 +73,7 @@ def test_a_run_stopped_after_every_step_counts_to_the_same_patience(
         loaded = load_settings(config_file, settings)
         what = f"SIGTERM after step {step}; it is saved"
         with pytest.raises(InterruptedRun, match=what) as caught, StopSignals() as signals:
-            run_pretraining(loaded, parts, resume=step > 1, notify=stop, signals=signals)
+            run_training(loaded, parts, resume=step > 1, notify=stop, signals=signals)
         assert caught.value.exit_code == 75
     result = pretrain(config_file, parts, *settings, resume=True)
     assert (result.ended, result.step) == (whole.ended, whole.step)
@@ -133,8 +133,6 @@ def test_time_that_a_last_evaluation_and_save_take_counts(config_file: Path, tmp
         if isinstance(event, Saved):
             time.sleep(seconds)
 
-    run_pretraining(
-        load_settings(config_file, ["training.max_steps=1"]), tmp_path / "run", notify=dawdle
-    )
+    run_training(load_settings(config_file, ["training.max_steps=1"]), tmp_path / "run", notify=dawdle)
     facts = read_json(tmp_path / "run" / "run.json")
     assert facts["elapsed_seconds"] - facts["training_seconds"] >= seconds

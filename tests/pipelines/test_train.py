@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, DataError, Diverged, GptcliError, ModelError
-from gptcli.pipelines.pretrain import Event, PretrainResult, run_pretraining
+from gptcli.pipelines.train import Event, TrainingResult, run_training
 from gptcli.training.loop import StepDone
 from gptcli.training.run import Evaluated, Note, Saved, Started
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
@@ -28,8 +28,8 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> PretrainResult:
-    return run_pretraining(
+) -> TrainingResult:
+    return run_training(
         load_settings(config, assignments),
         run,
         resume=resume,
@@ -109,7 +109,7 @@ def test_a_run_leaves_the_documented_folder(config_file: Path, tmp_path: Path) -
     ]
 
 
-def _check_metrics(run: Path, result: PretrainResult) -> None:
+def _check_metrics(run: Path, result: TrainingResult) -> None:
     entries = metrics_of(run)
     steps = [entry for entry in entries if "split" not in entry]
     evaluations = [entry for entry in entries if entry.get("split") == "validation"]
@@ -130,7 +130,7 @@ def _check_metrics(run: Path, result: PretrainResult) -> None:
     }
 
 
-def _check_ledger(run: Path, result: PretrainResult) -> None:
+def _check_ledger(run: Path, result: TrainingResult) -> None:
     ledger = read_json(run / "data.json")
     assert ledger["reading"]["files"] == 1
     assert ledger["reading"]["documents"] == 1
@@ -140,16 +140,16 @@ def _check_ledger(run: Path, result: PretrainResult) -> None:
     assert ledger["split_by"] == "position"
     assert ledger["train"]["bytes"] == int(len(TEXT) * 0.9)
     assert ledger["train"]["bytes"] + ledger["validation"]["bytes"] == len(TEXT)
-    assert ledger["train"]["tokens"] == result.train_tokens
-    assert ledger["validation"]["tokens"] == result.validation_tokens
+    assert ledger["train"]["tokens"] == result.train.tokens
+    assert ledger["validation"]["tokens"] == result.validation.tokens
     epoch = ledger["epoch"]
     assert epoch["tokens_lost"] == 0
-    assert epoch["sequences"] * 32 - epoch["padding_tokens"] == result.train_tokens
+    assert epoch["sequences"] * 32 - epoch["padding_tokens"] == result.train.tokens
     assert 0 <= epoch["padding_tokens"] < 32
     assert result.epochs == pytest.approx(6 * 4 / epoch["sequences"])
 
 
-def _check_facts(run: Path, result: PretrainResult) -> None:
+def _check_facts(run: Path, result: TrainingResult) -> None:
     facts = read_json(run / "run.json")
     assert facts["ended"] == result.ended == "finished: training.max_steps"
     assert facts["step"] == result.step == 6
@@ -202,7 +202,7 @@ KILL_ITSELF_AFTER_STEP = """
 import os, signal, sys
 from pathlib import Path
 from gptcli.config.loading import load_settings
-from gptcli.pipelines.pretrain import run_pretraining
+from gptcli.pipelines.train import run_training
 from gptcli.training.loop import StepDone
 
 def die(event):
@@ -210,7 +210,7 @@ def die(event):
         os.kill(os.getpid(), signal.SIGKILL)
 
 config, run, *assignments = sys.argv[1:]
-run_pretraining(load_settings(Path(config), assignments), Path(run), notify=die)
+run_training(load_settings(Path(config), assignments), Path(run), notify=die)
 """
 
 
@@ -292,12 +292,10 @@ def test_a_run_that_stopped_before_its_first_evaluation_has_a_model_when_it_ends
 
     settings = load_settings(config_file, ["evaluation.eval_steps=100"])
     with pytest.raises(KeyboardInterrupt):
-        run_pretraining(settings, tmp_path / "run", notify=stop)
+        run_training(settings, tmp_path / "run", notify=stop)
     assert read_json(tmp_path / "run" / "run.json")["ended"] == "stopped: KeyboardInterrupt"
     settings = load_settings(config_file, ["evaluation.eval_steps=100", "training.max_steps=3"])
-    assert (
-        run_pretraining(settings, tmp_path / "run", resume=True).ended == "finished: training.max_steps"
-    )
+    assert run_training(settings, tmp_path / "run", resume=True).ended == "finished: training.max_steps"
     assert_same_weights(tmp_path / "run" / "model", tmp_path / "run" / "checkpoints/step-00000003")
 
 
@@ -354,7 +352,7 @@ def test_with_nothing_held_out_the_model_is_the_last(config_file: Path, tmp_path
     run = tmp_path / "run"
     result = pretrain(config_file, run, "data.validation_fraction=0")
     assert result.evaluation is None
-    assert result.validation_tokens == 0
+    assert result.validation.tokens == 0
     assert not [entry for entry in metrics_of(run) if "split" in entry]
     assert_same_weights(run / "model", run / "checkpoints" / "step-00000006")
     ledger = read_json(run / "data.json")
@@ -376,7 +374,7 @@ def test_a_dry_run_checks_everything_and_writes_no_run(config_file: Path, tmp_pa
     run = tmp_path / "runs" / "dry"
     result = pretrain(config_file, run, dry_run=True)
     assert (result.ended, result.model, result.step) == ("dry run", None, 0)
-    assert result.train_tokens > result.validation_tokens > 0
+    assert result.train.tokens > result.validation.tokens > 0
     assert not run.parent.exists()
     with pytest.raises(DataError, match=r"less than one sequence of model\.context_length 5000"):
         pretrain(config_file, run, "model.context_length=5000", dry_run=True)

@@ -1,0 +1,198 @@
+"""Fine-tune for a public data set, and print its score beside that of TF-IDF and logistic regression.
+
+    python benchmarks/finetuning.py pretrain      # The model that the rows start from: runs/english.
+    python benchmarks/finetuning.py sms-spam      # A row; without a name, all of them.
+
+The data sets are looked for at ../shared/data. Both sides learn from the same examples and are scored on
+the same held-out ones, once, at the end: nothing is chosen by the score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = REPOSITORY.parent / "shared" / "data"
+CONFIGS = REPOSITORY / "configs"
+BASE = REPOSITORY / "runs" / "english"
+
+Labelled = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Examples to learn from; a file of test examples, or a share of the others held out by the seed."""
+
+    read: Callable[[Path], tuple[Labelled, Labelled | None]]
+    """Returns (text, label) to learn from, and to test on."""
+    wanted: str
+    held_out: float = 0.1
+    settings: list[str] = field(default_factory=list)
+    """What differs from configs/finetune/classification.yaml."""
+
+
+def read_sms(data: Path) -> tuple[Labelled, None]:
+    lines = (data / "sms-spam" / "sms-spam.tsv").read_text(encoding="utf-8").split("\n")
+    pairs = [line.split("\t", 1) for line in lines if line]
+    return [(text, label) for label, text in pairs], None
+
+
+def read_trec(data: Path) -> tuple[Labelled, Labelled]:
+    def read(name: str) -> Labelled:
+        lines = (data / "trec6" / name).read_text(encoding="latin-1").split("\n")
+        found = [re.match(r"(\w+):\w+ (.*)", line) for line in lines]
+        return [(match[2], match[1]) for match in found if match]
+
+    return read("train.txt"), read("test.txt")
+
+
+def read_banking(data: Path) -> tuple[Labelled, Labelled]:
+    def read(name: str) -> Labelled:
+        with (data / "banking77" / name).open(encoding="utf-8", newline="") as file:
+            return [(row["text"], row["category"]) for row in csv.DictReader(file)]
+
+    return read("train.csv"), read("test.csv")
+
+
+def read_movies(data: Path) -> tuple[Labelled, None]:
+    def read(label: str) -> Labelled:
+        file = data / "movie-reviews" / f"rt-polarity.{label}.utf8"
+        return [(line.strip(), label) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+    return read("pos") + read("neg"), None
+
+
+DATA_SETS = {
+    "sms-spam": DataSet(read_sms, "accuracy 98.5%, F1 of spam 0.94", held_out=0.2),
+    "trec6": DataSet(read_trec, "accuracy 85%"),
+    "banking77": DataSet(read_banking, "accuracy 80%"),
+    "movie-reviews": DataSet(read_movies, "accuracy 75%"),
+}
+
+
+def write_csv(file: Path, rows: Labelled) -> None:
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["text", "label"])
+        writer.writerows(rows)
+
+
+def finetune(folder: Path, model: str, data_set: DataSet, extra: list[str]) -> dict[str, Any]:
+    """Return the scores of gptcli, and how long it took."""
+    settings = [f"data.source={folder}/train.csv", f"data.validation_fraction={data_set.held_out}"]
+    if (folder / "test.csv").is_file():
+        settings.append(f"data.validation_source={folder}/test.csv")
+    # Scored at the end alone, so that the model is the last one and not the best on the test examples.
+    settings += ["evaluation.eval_steps=1000000", *data_set.settings, *extra]
+    command = [sys.executable, "-m", "gptcli", "finetune", "--model", model]
+    command += ["--config", str(CONFIGS / "finetune" / "classification.yaml")]
+    command += ["--output-dir", str(folder / "run")]
+    for setting in settings:
+        command += ["--set", setting]
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - started
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    scores: dict[str, Any] = json.loads(lines[-1])
+    return {**scores, "seconds": seconds}
+
+
+def both_sides(folder: Path) -> tuple[Labelled, Labelled]:
+    """Return the examples as gptcli has split them."""
+    from gptcli.config.loading import load_settings
+    from gptcli.data.items import read_items
+    from gptcli.data.labelled_texts import LabelledText, LabelledTexts
+
+    settings = load_settings(folder / "run" / "config.yaml")
+
+    def stratum(item: LabelledText) -> tuple[str, ...]:
+        return item.labels
+
+    items = read_items(settings, LabelledTexts("auto").parse, lambda progress: None, stratum=stratum)
+    train = [(item.text, item.labels[0]) for item in items.train]
+    return train, [(item.text, item.labels[0]) for item in items.validation]
+
+
+def linear(train: Labelled, test: Labelled) -> dict[str, Any]:
+    """Return the scores of logistic regression on TF-IDF of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, classification_report
+    from sklearn.pipeline import make_pipeline
+
+    started = time.perf_counter()
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=2000),
+    )
+    model.fit(*zip(*train, strict=True))
+    texts, labels = zip(*test, strict=True)
+    predicted = model.predict(texts)
+    report = classification_report(labels, predicted, output_dict=True, zero_division=0)
+    return {
+        "accuracy": accuracy_score(labels, predicted),
+        "macro_f1": report["macro avg"]["f1-score"],
+        "per_label": {label: {"f1": report[label]["f1-score"]} for label in sorted(set(labels))},
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def run_row(name: str, model: str, data: Path, extra: list[str]) -> None:
+    data_set = DATA_SETS[name]
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        train, test = data_set.read(data / "classification")
+        write_csv(folder / "train.csv", train)
+        if test is not None:
+            write_csv(folder / "test.csv", test)
+        sides = {"gptcli": finetune(folder, model, data_set, extra)}
+        train, test = both_sides(folder)
+        sides["TF-IDF + logistic regression"] = linear(train, test)
+    print(f"{name}: {len(train):,} to learn from, {len(test):,} held out; wanted: {data_set.wanted}")
+    for side, scores in sides.items():
+        per_label = scores["per_label"]
+        spam = f", F1 of spam {per_label['spam']['f1']:.4f}" if "spam" in per_label else ""
+        print(
+            f"  {side:30} accuracy {scores['accuracy']:.2%}, macro-F1 {scores['macro_f1']:.4f}{spam}, "
+            f"{scores['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def pretrain(data: Path) -> None:
+    texts = data / "language-modelling"
+    command = [sys.executable, "-m", "gptcli", "pretrain", "--output-dir", str(BASE)]
+    command += ["--config", str(CONFIGS / "pretrain" / "english.yaml")]
+    command += ["--set", f"data.source=[{texts}/novels, {texts}/wikitext2-train.txt]"]
+    subprocess.run(command, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", help=f"pretrain, {', '.join(DATA_SETS)}; all if none")
+    parser.add_argument("--model", default=str(BASE), help="what to start from")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        sys.exit(f"The data sets are not at {options.data}; give --data. Nothing was measured.")
+    if "pretrain" in options.rows:
+        pretrain(options.data)
+    for name in options.rows or DATA_SETS:
+        if name != "pretrain":
+            run_row(name, options.model, options.data, options.set)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`gptcli finetune`: make a GPT-2 good at one thing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptcli.commands.training import (
+    AsJson,
+    Assignments,
+    ConfigFile,
+    DryRun,
+    OutputDir,
+    Overwrite,
+    Resume,
+    train_and_show,
+)
+
+
+def finetune(
+    config: ConfigFile,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Start from this run, model folder, checkpoint or hub name."),
+    ] = None,
+    assignments: Assignments = [],  # noqa: B006 - Typer makes the list.
+    output_dir: OutputDir = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a GPT-2 for a task: language-modelling, classification, question-answering or instruction.
+
+    It starts from --model, or model.name in the config; without either, from a new GPT-2. The model is
+    in RUN/model at the end: the best by evaluation, else the last.
+    """
+    from gptcli.config.loading import load_settings
+
+    sections = {"model": {"name": model}} if model is not None else None
+    train_and_show(
+        load_settings(config, assignments, sections),
+        config,
+        output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=as_json,
+    )

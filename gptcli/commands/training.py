@@ -1,0 +1,243 @@
+"""What `gptcli pretrain` and `gptcli finetune` share: options, the display of a run, the way it ends."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli import console
+from gptcli.errors import InterruptedRun
+from gptcli.training.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from gptcli.config.schema import Settings
+    from gptcli.pipelines.train import Event, TrainingResult
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
+Assignments = Annotated[
+    list[str],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
+]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir", "-o", help="Run folder; runs/NAME for configs/.../NAME.yaml if not given."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run folder.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check settings and data, show what would be done, and stop."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+# More labels than this are not shown one by one at each evaluation; metrics.jsonl has them.
+MAX_LABELS_SHOWN = 12
+
+
+def train_and_show(
+    settings: Settings,
+    config: Path,
+    output_dir: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run the training that `settings` ask for, and show how it goes and ends."""
+    # Before the imports that take seconds: a signal in them, too, ends with the exit code it should.
+    with console.ProgressDisplay() as display, StopSignals(console.say_at_once) as signals:
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.train import run_training
+
+        quiet_libraries()
+        try:
+            result = run_training(
+                settings,
+                output_dir or _default_output_dir(config),
+                resume=resume,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                notify=_Renderer(display).show,
+                signals=signals,
+            )
+        except InterruptedRun as stop:
+            if not stop.is_saved:
+                raise
+            message = f"{stop} Continue with: {_resuming_command()}"
+            raise InterruptedRun(message, stop.exit_code, is_saved=True) from stop
+    _show_result(result, settings)
+    if as_json:
+        console.write_json(asdict(result))
+
+
+def _default_output_dir(config: Path) -> Path:
+    """Return runs/NAME for NAME.yaml; for the config.yaml of a run folder, that folder."""
+    if config.name == "config.yaml" and (config.parent / "run.json").is_file():
+        return config.parent
+    return Path("runs") / config.stem
+
+
+def _resuming_command() -> str:
+    """Return the command that continues the run of this one."""
+    options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
+    return shlex.join(["gptcli", *options, "--resume"])
+
+
+class _Renderer:
+    """Shows the events of a run."""
+
+    def __init__(self, display: console.ProgressDisplay) -> None:
+        self._display = display
+        self._stage = ""
+        self._tokens_per_second = 0.0
+        self._max_steps = 0
+
+    def show(self, event: Event) -> None:
+        from gptcli.data.preparation import PreparationProgress
+        from gptcli.pipelines.train import DataReport
+        from gptcli.training.loop import MicroBatchHalved, StepDone, StepSkipped
+        from gptcli.training.run import Evaluated, Note, Saved, Started
+
+        display = self._display
+        match event:
+            case Note(text, is_warning):
+                display.say(f"Warning: {text}" if is_warning else text)
+            case PreparationProgress(stage, done, total, unit):
+                if stage != self._stage:
+                    self._stage = stage
+                    display.start(stage.capitalize(), total)
+                display.update(done, _amount(done, total, unit) if done else "")
+            case DataReport(facts):
+                display.say_facts("Model and data:", facts)
+            case Started():
+                some = event.trained_parameters < event.parameters
+                display.say(
+                    f"Training {f'{event.trained_parameters:,} of ' if some else ''}"
+                    f"{event.parameters:,} parameters up to step {event.max_steps:,} "
+                    f"({event.steps_per_epoch:,.1f} steps an epoch)."
+                )
+                self._max_steps = event.max_steps
+                display.start("Training", event.max_steps, event.step)
+            case StepDone():
+                speed = event.tokens / event.seconds
+                # An average over about the last ten steps: single steps are noisy.
+                before = self._tokens_per_second or speed
+                self._tokens_per_second = 0.9 * before + 0.1 * speed
+                display.update(
+                    event.step,
+                    f"step {event.step:,}/{self._max_steps:,}  loss {event.loss:.3f}  "
+                    f"{self._tokens_per_second:,.0f} tokens/s",
+                )
+            case StepSkipped(_, problem):
+                display.say(f"Warning: {problem}")
+            case MicroBatchHalved(size):
+                display.say(
+                    f"Memory ran out: going on with training.micro_batch_size {size}. The mathematics "
+                    "stays the same."
+                )
+            case Evaluated(step, scores, details, is_best):
+                display.say(f"Step {step}: validation {_scores(scores)}{' (best)' if is_best else ''}.")
+                for line in _tables(details):
+                    display.say(line)
+            case Saved(path):
+                display.say(f"Saved {path}.")
+
+
+def _amount(done: int, total: int | None, unit: str) -> str:
+    if unit != "bytes":
+        return f"{done:,}{f' of {total:,}' if total else ''} {unit}"
+    return f"{done / 1e6:,.1f}{f' of {total / 1e6:,.1f}' if total else ''} MB"
+
+
+def _show_result(result: TrainingResult, settings: Settings) -> None:
+    facts = [
+        ("parameters", f"{result.parameters:,}"),
+        ("training data", f"{_size(result.train)}, {result.epochs:.1f} times"),
+        ("held-out data", _size(result.validation)),
+    ]
+    if result.model is None:
+        console.show_facts("Settings and data are fine; this run would have:", facts)
+        return
+    facts.append(("trained", f"{result.step:,} steps in {console.duration(result.training_seconds)}"))
+    if result.evaluation:
+        best = result.evaluation
+        facts.append(("best evaluation", f"{_scores(best)} (step {best['step']})"))
+    if result.steps_skipped:
+        facts.append(("skipped", f"{result.steps_skipped:,} steps; metrics.jsonl says which"))
+    state, _, limit = result.ended.partition(": ")
+    facts.append(("ended by", f"{limit} {result.limit:,}"))
+    console.show_facts(f"The model is in {result.model}", facts)
+    if state == "already finished":
+        console.say(f"This run has already finished ({limit}); a higher limit would continue it.")
+        return
+    console.say("Try next:")
+    for command in _NEXT[settings.task]:
+        console.say(f"  gptcli {command.replace('MODEL', shlex.quote(result.model))}")
+
+
+_NEXT = {
+    "language-modelling": [
+        'generate "Once upon a time" --model MODEL --temperature 0.8',
+        'generate "Once upon a time" --model MODEL --temperature 0.8 --num-return-sequences 3 --json',
+    ],
+    "classification": [
+        'classify "A text of yours" --model MODEL',
+        "classify --input texts.csv --output labels.csv --model MODEL",
+    ],
+    "question-answering": ['answer --question "Who?" --context "A text." --model MODEL'],
+    "instruction": ["chat --model MODEL"],
+}
+
+
+def _size(size: Any) -> str:
+    examples = "" if size.examples is None else f"{size.examples:,} examples, "
+    return f"{examples}{size.tokens:,} tokens"
+
+
+_SCORES = {
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:,.2f}",
+    "bits_per_byte": "{:.4f} bits per byte",
+    "accuracy": "accuracy {:.2%}",
+    "macro_f1": "macro-F1 {:.4f}",
+    "micro_f1": "micro-F1 {:.4f}",
+    "exact_match": "exact match {:.2%}",
+    "f1": "F1 {:.2%}",
+    "mean_squared_error": "mean squared error {:.4g}",
+    "mean_absolute_error": "mean absolute error {:.4g}",
+    "pearson": "Pearson's r {:.4f}",
+    "spearman": "Spearman's rho {:.4f}",
+    "r2": "R2 {:.4f}",
+}
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return ", ".join(_SCORES[name].format(scores[name]) for name in _SCORES if name in scores)
+
+
+def _tables(details: dict[str, Any]) -> list[str]:
+    """Return the scores of each label, and beside them what was taken for what."""
+    per_label: dict[str, dict[str, float]] = details.get("per_label", {})
+    if not per_label or len(per_label) > MAX_LABELS_SHOWN:
+        return []
+    confusion: list[list[int]] = details.get("confusion", [])
+    names = [console.visible(name)[:20] for name in per_label]
+    width = max(len("label"), *map(len, names))
+    columns = [f"as {name}" for name in names] if confusion else []
+    head = ["precision", "recall", "F1", "examples", *columns]
+    lines = [f"  {'label':<{width}}  {'  '.join(f'{name:>9}' for name in head)}"]
+    for row, (name, score) in enumerate(zip(names, per_label.values(), strict=True)):
+        numbers = [f"{score[key]:>9.4f}" for key in ("precision", "recall", "f1")]
+        numbers.append(f"{score['support']:>9,}")
+        counts = confusion[row] if confusion else []
+        numbers += [f"{n:>{max(9, len(c))},}" for n, c in zip(counts, columns, strict=False)]
+        lines.append(f"  {name:<{width}}  {'  '.join(numbers)}")
+    return lines

@@ -1,0 +1,138 @@
+"""Training, from scratch or not, for any task: settings in, a run folder with a model out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.config.schema import Settings
+from gptcli.data.preparation import PreparationProgress
+from gptcli.tasks.table import build_job
+from gptcli.training.checkpoint import newest_whole
+from gptcli.training.device import Compute, choose_compute
+from gptcli.training.job import DataSize, Job
+from gptcli.training.loop import Progress
+from gptcli.training.run import Note, TrainingEvent, TrainingRun, check_settings_match
+from gptcli.training.run_folder import RunFolder
+from gptcli.training.stopping import StopSignals
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is known of model and data before training: (what, how much), for people."""
+
+    facts: list[tuple[str, str]]
+
+
+Event = PreparationProgress | DataReport | TrainingEvent
+Notify = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run, or a dry run, ended."""
+
+    run: str
+    model: str | None
+    """None for a dry run."""
+    ended: str
+    """"dry run", or "finished: LIMIT" or "already finished: LIMIT" with the setting that ended it."""
+    limit: float | None
+    """The value of that setting."""
+    step: int
+    parameters: int
+    train: DataSize
+    validation: DataSize
+    epochs: float
+    """How often the run has gone (a dry run: would go) through the training data."""
+    steps_skipped: int
+    """Of the steps, those whose update was left out: training.skip_bad_steps."""
+    training_seconds: float
+    evaluation: dict[str, float] | None
+    """The best evaluation: its step, and the scores of the task."""
+
+
+def run_training(
+    settings: Settings,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    notify: Notify = lambda event: None,
+    signals: StopSignals | None = None,
+) -> TrainingResult:
+    """Train a GPT-2 into `output_dir`; with `dry_run`, do all but train and write a run.
+
+    signals: what asks to stop; none if not given. Raises a GptcliError for anything that the user can
+    mend, before training wherever that is possible, and InterruptedRun, with all saved, when a signal
+    asks to stop.
+    """
+    folder = RunFolder(output_dir)
+    signals = signals or StopSignals()
+
+    def notify_and_look(event: Event) -> None:
+        notify(event)
+        signals.raise_if_received()
+
+    def build() -> tuple[Job, Compute]:
+        compute = choose_compute(settings.runtime, for_training=True)
+        notify(Note(f"Device: {compute.describe()}."))
+        job = build_job(settings, compute, notify_and_look)
+        notify(DataReport(job.summary))
+        return job, compute
+
+    signals.raise_if_received()
+    if dry_run:
+        job, _ = build()
+        progress = Progress(step=0)
+        return _result(folder, job, progress, "dry run")
+    with folder.lock():
+        folder.check(resume=resume, overwrite=overwrite)
+        checkpoint, warnings = newest_whole(folder.checkpoints) if resume else (None, [])
+        for warning in warnings:
+            notify(Note(warning, is_warning=True))
+        if checkpoint is not None:
+            # Before the data is read; what only the data decides, afterwards.
+            check_settings_match(checkpoint, settings, is_complete=False)
+        job, compute = build()
+        run = TrainingRun(job, folder, compute, signals, notify)
+        if checkpoint is not None:
+            check_settings_match(checkpoint, job.settings)
+            run.resume(checkpoint)
+            limit, facts = run.limit(), folder.read_facts()
+            if limit and facts.get("ended") == f"finished: {limit}":
+                # The last evaluation may have been made after this checkpoint was saved.
+                run.progress.best = facts.get("best_evaluation")
+                return _result(folder, job, run.progress, f"already finished: {limit}")
+            notify(Note(f"Resuming from {checkpoint}."))
+        elif resume:
+            notify(Note("There is no checkpoint yet; starting at step 0."))
+        if overwrite:
+            folder.clear()
+        run.check_disk_space()
+        signals.raise_if_received()
+        limit = run.run()
+        return _result(folder, job, run.progress, f"finished: {limit}")
+
+
+def _result(folder: RunFolder, job: Job, progress: Progress, ended: str) -> TrainingResult:
+    is_dry = ended == "dry run"
+    training = job.settings.training
+    steps = training.max_steps if is_dry else progress.step
+    limit = ended.rpartition("training.")[2]
+    return TrainingResult(
+        run=str(folder.path),
+        model=None if is_dry else str(folder.model),
+        ended=ended,
+        limit=None if is_dry else getattr(training, limit),
+        step=progress.step,
+        parameters=sum(parameter.numel() for parameter in job.model.parameters()),
+        train=job.train,
+        validation=job.validation,
+        epochs=steps / job.steps_per_epoch,
+        steps_skipped=progress.steps_skipped,
+        training_seconds=progress.training_seconds,
+        evaluation=progress.best,
+    )

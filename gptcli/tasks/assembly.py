@@ -1,0 +1,167 @@
+"""What the jobs of all tasks have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import Settings
+from gptcli.data.batches import Batch
+from gptcli.data.examples import Examples
+from gptcli.data.items import ItemReport, LengthLimit
+from gptcli.data.preparation import PreparationProgress
+from gptcli.data.tokenizing import (
+    load_tokenizer,
+    tokenizer_fingerprint,
+    tokenizer_summary,
+    train_tokenizer,
+)
+from gptcli.errors import ConfigError, DataError
+from gptcli.models.adapters import without_adapters
+from gptcli.models.saving import save_model
+from gptcli.models.starting import StartingModel
+from gptcli.training.device import Compute
+from gptcli.training.job import DataSize, EvaluatedTask, Job
+from gptcli.training.loss import summed_cross_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# micro_batch_size: auto keeps the largest tensor of a small model below this many numbers on a CPU. On a
+# GPU it starts from the whole batch and is halved until it fits.
+AUTO_NUMBERS = 2**26
+
+Notify = Callable[[PreparationProgress], None]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task has made of the data, as far as a job wants to know it."""
+
+    context_length: int
+    """Most tokens that a sequence may have."""
+    longest: int
+    """Most tokens that one has."""
+    sequences_per_epoch: int
+    fingerprint: str
+    """Of all that can be learnt, in its order."""
+    train: DataSize
+    validation: DataSize
+    ledger: dict[str, Any]
+    summary: list[tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls, train: Examples, validation: Examples, limit: LengthLimit, report: ItemReport
+    ) -> TaskData:
+        """Return what is to be known of examples. Raises DataError if none is left to train on."""
+        if not len(train):
+            raise DataError(
+                f"{', '.join(report.ledger['sources'])}: no training example is left; {limit.dropped:,} "
+                f"were longer than model.context_length {limit.context_length}."
+            )
+        both = f"{train.fingerprint()} {validation.fingerprint()}"
+        return cls(
+            context_length=limit.context_length,
+            longest=int(train.lengths.max()),
+            sequences_per_epoch=len(train),
+            fingerprint=hashlib.sha256(both.encode()).hexdigest(),
+            train=DataSize(train.token_count, len(train)),
+            validation=DataSize(validation.token_count, len(validation)),
+            ledger=report.ledger,
+            summary=report.summary,
+        )
+
+
+def choose_tokenizer(
+    settings: Settings, start: StartingModel, texts: Iterable[str], notify: Notify
+) -> PreTrainedTokenizerFast:
+    """Return that of the model, that of the settings, or a new one trained on the texts."""
+    tokenizer = start.tokenizer()
+    if tokenizer is not None:
+        return tokenizer
+    if settings.tokenizer.name is not None:
+        return load_tokenizer(settings.tokenizer.name)
+    assert settings.tokenizer.train is not None
+    notify(PreparationProgress("training the tokenizer", 0, None))
+    return train_tokenizer(iter(texts), settings.tokenizer.train)
+
+
+def assemble_job(
+    settings: Settings,
+    compute: Compute,
+    task: EvaluatedTask,
+    model: Any,
+    origin: str,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TaskData,
+) -> Job:
+    """Return the job, its model on the device and the settings that the data decides filled in.
+
+    origin: what the model is, for people. Raises ConfigError for settings that this data cannot serve.
+    """
+    training = settings.training
+    for name in ("target_loss", "patience"):
+        if getattr(training, name) is not None and not data.validation.tokens:
+            raise ConfigError(
+                f"training.{name} looks at the held-out loss, but data.validation_fraction is 0."
+            )
+    steps_per_epoch = data.sequences_per_epoch / training.batch_size
+    if training.epochs is not None:
+        steps = max(1, math.ceil(training.epochs * steps_per_epoch))
+        training = training.model_copy(update={"max_steps": steps, "epochs": None})
+        settings = settings.model_copy(update={"training": training})
+    shape = settings.model.model_copy(update={"context_length": data.context_length})
+    settings = settings.model_copy(update={"model": shape})
+    model.to(compute.device)
+
+    def save(folder: Path) -> None:
+        save_model(without_adapters(model), tokenizer, folder)
+
+    return Job(
+        settings=settings,
+        task=task,
+        model=model,
+        save_model=save,
+        micro_batch_size=_micro_batch_size(settings, compute, model, data.longest),
+        steps_per_epoch=steps_per_epoch,
+        data_fingerprint=data.fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        train=data.train,
+        validation=data.validation,
+        facts={"start": origin, "tokenizer": tokenizer_summary(tokenizer)},
+        ledger=data.ledger,
+        summary=[("start", origin), *data.summary],
+    )
+
+
+def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest: int) -> int:
+    wanted = settings.training.micro_batch_size
+    if wanted != "auto":
+        return wanted
+    if compute.device.type == "cuda":
+        return settings.training.batch_size
+    config = model.config
+    has_vocabulary = model.get_output_embeddings() is not None
+    per_token: int = config.vocab_size if has_vocabulary else 16 * config.n_layer * config.n_embd
+    return max(1, min(settings.training.batch_size, AUTO_NUMBERS // (per_token * longest)))
+
+
+def summed_token_loss(
+    model: Any, batch: Batch, compute: Compute, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the sum of the losses of a token-by-token batch's targets."""
+    input_ids = torch.from_numpy(batch.input_ids).to(compute.device, non_blocking=True)
+    targets = torch.from_numpy(batch.targets).to(compute.device, non_blocking=True)
+    # No attention mask: padding is on the right, where causal attention never looks, and a mask would
+    # leave the fast attention path.
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    # Smoothing is for learning; scores are of the plain loss.
+    return summed_cross_entropy(logits, targets, label_smoothing if model.training else 0.0)

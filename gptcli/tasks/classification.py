@@ -1,0 +1,295 @@
+"""Classification: one label of several, any number of labels, or a number, for a text or a pair.
+
+The hidden state of a text's last token, which alone has seen all of it, goes through a linear head.
+That is `GPT2ForSequenceClassification`, but for finding that token: here it is told by the text's
+length, so a text may contain the token that others are padded with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.config.schema import Settings, TrainingSettings
+from gptcli.data.batches import Batch
+from gptcli.data.examples import Example, ExampleBatches, Examples, evaluation_batches
+from gptcli.data.items import (
+    Items,
+    LengthLimit,
+    count_labels,
+    read_items,
+    report_items,
+    shortened,
+)
+from gptcli.data.labelled_texts import LabelledText, LabelledTexts, Objective, labels_in_order
+from gptcli.data.tokenizing import encode_batch
+from gptcli.errors import ConfigError
+from gptcli.evaluation.classification import score_label_sets, score_labels, score_numbers
+from gptcli.models.starting import StartingModel
+from gptcli.tasks.assembly import (
+    Notify,
+    TaskData,
+    assemble_job,
+    choose_tokenizer,
+)
+from gptcli.training.device import Compute
+from gptcli.training.job import Evaluation, Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PROBLEM_TYPES: dict[Objective, str] = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return (sequences, labels) logits in float32.
+
+    input_ids: (sequences, tokens), padded on the right with anything. lengths: (sequences,).
+    """
+    # No attention mask: a text's last token never looks at the padding behind it.
+    hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+    logits: Tensor = model.score(last)
+    return logits.float()
+
+
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str | None]]) -> list[list[int]]:
+    """Return the tokens of each text, or pair with end-of-text between; one token at least."""
+    firsts = encode_batch(tokenizer, [text for text, _ in texts])
+    seconds = encode_batch(tokenizer, [pair or "" for _, pair in texts])
+    between = tokenizer.eos_token_id
+    return [
+        (first if pair is None else [*first, between, *second]) or [between]
+        for (_, pair), first, second in zip(texts, firsts, seconds, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is learnt: the labels, and how much each counts."""
+
+    objective: Objective
+    labels: list[str]
+    weights: np.ndarray | None = None
+    """Single-label: (labels,), of each in the loss; all 1 if None."""
+
+
+class Classification:
+    """Learns labels from the examples of `batches`."""
+
+    def __init__(
+        self,
+        batches: ExampleBatches,
+        validation: Examples,
+        targets: Targets,
+        compute: Compute,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self._batches = batches
+        self._validation = validation
+        self._targets = targets
+        self._compute = compute
+        self._label_smoothing = label_smoothing
+        self.best_by = "loss" if targets.objective == "regression" else "macro_f1"
+
+    def batch(self, step: int) -> Batch:
+        return self._batches.batch(step)
+
+    def describe_batch(self, step: int) -> str:
+        return self._batches.describe(step)
+
+    def target_weight(self, batch: Batch) -> float:
+        weights = self._targets.weights
+        return batch.targets.size if weights is None else float(weights[batch.targets].sum())
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        targets = torch.from_numpy(batch.targets).to(self._compute.device, non_blocking=True)
+        return self._summed_loss(
+            self._logits(model, batch), targets, self._targets.weights, self._label_smoothing
+        )
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        input_ids, lengths = ids_and_lengths(batch, self._compute)
+        return class_logits(model, input_ids, lengths)
+
+    def _summed_loss(
+        self, logits: Tensor, targets: Tensor, weights: np.ndarray | None, smoothing: float
+    ) -> Tensor:
+        weight = None if weights is None else torch.from_numpy(weights).float().to(logits.device)
+        match self._targets.objective:
+            case "single-label":
+                return F.cross_entropy(
+                    logits, targets, weight, reduction="sum", label_smoothing=smoothing
+                )
+            case "multi-label":
+                wanted = targets.float() * (1 - smoothing) + smoothing / 2
+                return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+            case "regression":
+                return F.mse_loss(logits[:, 0], targets.float(), reduction="sum")
+
+    @torch.inference_mode()
+    def evaluate(
+        self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
+    ) -> Evaluation | None:
+        """Return the scores on the held-out examples; the loss is the plain one, all weights 1."""
+        examples = self._validation
+        if not len(examples):
+            return None
+        model.eval()
+        outputs = np.zeros((len(examples), len(self._targets.labels)), np.float32)
+        total = 0.0
+        for numbers, batch in evaluation_batches(examples, micro_batch_size):
+            between_batches()
+            with self._compute.autocast():
+                logits = self._logits(model, batch)
+            targets = torch.from_numpy(batch.targets).to(logits.device)
+            total += self._summed_loss(logits, targets, None, 0.0).item()
+            outputs[numbers] = logits.cpu().numpy()
+        loss = total / examples.targets.size
+        labels = self._targets.labels
+        if self._targets.objective == "regression":
+            return Evaluation({"loss": loss, **score_numbers(outputs[:, 0], examples.targets).as_dict()})
+        if self._targets.objective == "multi-label":
+            scores = score_label_sets(outputs > 0, examples.targets, labels).as_dict()
+        else:
+            scores = score_labels(outputs.argmax(1), examples.targets, labels).as_dict()
+        details = {name: scores.pop(name) for name in ("per_label", "confusion") if name in scores}
+        return Evaluation({"loss": loss, **scores}, details)
+
+
+def ids_and_lengths(batch: Batch, compute: Compute) -> tuple[Tensor, Tensor]:
+    """Return both on the device."""
+    input_ids = torch.from_numpy(batch.input_ids).to(compute.device, non_blocking=True)
+    lengths = torch.from_numpy(batch.lengths).to(compute.device, non_blocking=True)
+    return input_ids, lengths
+
+
+def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
+    """Return the job of learning the labels of the texts in data.source."""
+    start = StartingModel(settings)
+    reader = LabelledTexts(settings.training.objective)
+    items = read_items(settings, reader.parse, notify, stratum=lambda item: item.labels)
+    assert reader.objective is not None
+    targets = _targets(reader.objective, items, settings)
+    tokenizer = choose_tokenizer(settings, start, (item.text for item in items.train), notify)
+    limit = LengthLimit(start.context_length, settings.data.too_long)
+    train, validation = (
+        _examples(part, targets, tokenizer, limit) for part in (items.train, items.validation)
+    )
+    counts = None
+    if targets.objective != "regression":
+        counts = count_labels(
+            (item.labels for item in items.train),
+            (item.labels for item in items.validation),
+            targets.labels,
+        )
+    report = report_items(
+        items,
+        train,
+        validation,
+        limit,
+        labels=counts,
+        counts={"repeated_with_other_labels": _contradictions(items.train)},
+        sample=_sample(items.train[0]),
+    )
+    model, origin = start.load("classification", tokenizer, targets.labels)
+    model.config.problem_type = PROBLEM_TYPES[targets.objective]
+    batches = ExampleBatches(train, batch_size=settings.training.batch_size, seed=settings.runtime.seed)
+    task = Classification(batches, validation, targets, compute, settings.training.label_smoothing)
+    if targets.objective != "regression":
+        # What is resolved once is the same when the run is repeated from its config.yaml.
+        data = settings.data.model_copy(update={"labels": targets.labels})
+        settings = settings.model_copy(update={"data": data})
+    return assemble_job(
+        settings, compute, task, model, origin, tokenizer, TaskData.of(train, validation, limit, report)
+    )
+
+
+def _targets(objective: Objective, items: Items[LabelledText], settings: Settings) -> Targets:
+    training, data = settings.training, settings.data
+    if objective == "regression":
+        for name, value, default in (
+            ("data.labels", data.labels, None),
+            ("training.class_weights", training.class_weights, "none"),
+            ("training.label_smoothing", training.label_smoothing, 0),
+        ):
+            if value != default:
+                raise ConfigError(f"{name} is set, but regression has no labels.")
+        return Targets(objective, [str(data.columns.label)])
+    given = data.labels
+    if given is None and isinstance(data.columns.label, list):
+        given = data.columns.label
+    labels = labels_in_order(items.train, items.validation, given)
+    return Targets(objective, labels, _weights(items.train, labels, training, objective))
+
+
+def _weights(
+    train: list[LabelledText], labels: list[str], training: TrainingSettings, objective: Objective
+) -> np.ndarray | None:
+    """Return (labels,) weights whose mean over the training examples is 1, or None."""
+    wanted = training.class_weights
+    if wanted == "none":
+        return None
+    if objective == "multi-label":
+        raise ConfigError("training.class_weights is for examples of one label each.")
+    counts = np.array([sum(label in item.labels for item in train) for label in labels], float)
+    if isinstance(wanted, dict):
+        unknown = sorted(wanted.keys() - set(labels))
+        if unknown:
+            raise ConfigError(
+                f"training.class_weights names {unknown[0]!r}; the labels are {', '.join(labels[:20])}."
+            )
+        return np.array([wanted.get(label, 1.0) for label in labels])
+    # n / (labels * count), as in scikit-learn; a label without examples is never weighed.
+    weights: np.ndarray = len(train) / (len(labels) * np.maximum(counts, 1))
+    return weights
+
+
+def _examples(
+    items: list[LabelledText],
+    targets: Targets,
+    tokenizer: PreTrainedTokenizerFast,
+    limit: LengthLimit,
+) -> Examples:
+    numbers = {label: number for number, label in enumerate(targets.labels)}
+    examples = []
+    all_ids = text_ids(tokenizer, [(item.text, item.text_pair) for item in items])
+    for item, ids in zip(items, all_ids, strict=True):
+        kept = limit.fit(len(ids), item.where)
+        if not kept:
+            continue
+        target: Any
+        match targets.objective:
+            case "single-label":
+                target = numbers[item.labels[0]]
+            case "multi-label":
+                target = np.zeros(len(numbers), dtype=bool)
+                target[[numbers[label] for label in item.labels]] = True
+            case "regression":
+                target = item.number
+        examples.append(Example(ids[:kept], target, item.where))
+    return Examples(examples)
+
+
+def _contradictions(train: list[LabelledText]) -> int:
+    """Return how many training texts stand there with different labels."""
+    seen: dict[Any, set[Any]] = {}
+    for item in train:
+        seen.setdefault(item.key, set()).add((item.labels, item.number))
+    return sum(len(labels) > 1 for labels in seen.values())
+
+
+def _sample(item: LabelledText) -> str:
+    pair = "" if item.text_pair is None else f" | {shortened(item.text_pair)}"
+    learnt = ", ".join(item.labels) if item.labels else f"{item.number:g}"
+    return f"{shortened(item.text)}{pair} -> [[{learnt}]]"

@@ -1,0 +1,72 @@
+"""A job: a task with all that a run of it needs. Each task makes its own; the run is one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from gptcli.config.schema import Settings
+from gptcli.training.loop import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good the model is on the held-out data."""
+
+    scores: dict[str, float]
+    """"loss" (lower is better) among them; all others are better when higher."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What is no single number: scores a label, a confusion matrix; JSON."""
+
+
+class EvaluatedTask(Task, Protocol):
+    """A task with a score that decides which model is the best."""
+
+    best_by: str
+    """Name of that score; a tie goes to the lower loss."""
+
+    def evaluate(
+        self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
+    ) -> Evaluation | None:
+        """Return the scores on held-out data; None without data.
+
+        Calls `between_batches` often, and lets what it raises pass.
+        """
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """One split."""
+
+    tokens: int
+    examples: int | None = None
+    """None for running text."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what, put together and checked."""
+
+    settings: Settings
+    """With what the model and the data decide filled in."""
+    task: EvaluatedTask
+    model: nn.Module
+    """On its device."""
+    save_model: Callable[[Path], None]
+    """Writes the model folder, as it is now, to a path."""
+    micro_batch_size: int
+    steps_per_epoch: float
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    train: DataSize
+    validation: DataSize
+    facts: dict[str, Any]
+    """What run.json says of it."""
+    ledger: dict[str, Any]
+    """data.json: what became of all that was read."""
+    summary: list[tuple[str, str]]
+    """The data, for people: (what, how much)."""
