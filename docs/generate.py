@@ -8,13 +8,22 @@ from pathlib import Path
 
 from gptcli.config.describing import describe_settings
 
-COMMANDS = ("pretrain", "finetune", "generate", "chat", "doctor")
+COMMANDS = (
+    ("pretrain",),
+    ("finetune",),
+    ("generate",),
+    ("chat",),
+    ("classify",),
+    ("answer",),
+    ("data", "inspect"),
+    ("doctor",),
+)
 
 
 def describe_commands() -> str:
     """Return a Markdown page with the help of every command."""
     parts = ["# Commands\n"]
-    for command in ((), *((name,) for name in COMMANDS)):
+    for command in ((), *COMMANDS):
         shown = " ".join(("gptcli", *command, "--help"))
         # The width is fixed: help is wrapped to the terminal.
         result = subprocess.run(

@@ -1,3 +1,3 @@
-"""gptcli turns raw text into a GPT-2 of your own: pretrain it, then generate from it."""
+"""gptcli turns raw text into a GPT-2 of your own: pretrain it, fine-tune it, use it."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,10 @@ import typer
 import typer.exceptions
 
 from gptcli import __version__, console
+from gptcli.commands.answer import answer
 from gptcli.commands.chat import chat
+from gptcli.commands.classify import classify
+from gptcli.commands.data_inspect import inspect
 from gptcli.commands.doctor import doctor
 from gptcli.commands.finetune import finetune
 from gptcli.commands.generate import generate
@@ -24,7 +27,7 @@ from gptcli.errors import ExitCode, GptcliError, InterruptedRun
 # Plain help: drawing it with rich would take twice as long as all the rest of `gptcli --help`.
 app = typer.Typer(
     name="gptcli",
-    help="Turn raw text into a GPT-2 of your own: pretrain it, then generate from it.",
+    help="Turn raw text into a GPT-2 of your own: pretrain it, fine-tune it, use it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -135,5 +138,9 @@ def _options(
     pass
 
 
-for _command in (pretrain, finetune, generate, chat, doctor):
+for _command in (pretrain, finetune, generate, chat, classify, answer, doctor):
     app.command()(_guarded(_command))
+
+_data = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+_data.command()(_guarded(inspect))
+app.add_typer(_data, name="data")

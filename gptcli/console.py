@@ -67,11 +67,12 @@ def visible(text: str) -> str:
 
 def show_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     """Write named facts to stderr, one a line, aligned."""
-    for line in _fact_lines(title, facts):
+    for line in fact_lines(title, facts):
         say(line)
 
 
-def _fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> list[str]:
+def fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a title and named facts, one a line, aligned."""
     rows = list(facts)
     width = max((len(name) for name, _ in rows), default=0)
     # What follows in a fact of several lines stands below its beginning.
@@ -101,7 +102,8 @@ class ProgressDisplay:
         self._started = 0.0
         self._first = 0
         self._total: int | None = None
-        self._title = ""
+        self.title = ""
+        """Of the stage that is shown."""
         if sys.stderr.isatty():
             from rich.console import Console
 
@@ -121,7 +123,7 @@ class ProgressDisplay:
     def start(self, title: str, total: int | None, done: int = 0) -> None:
         """Begin a stage of `total` units (None: not known), of which `done` are done."""
         self._close_bar()
-        self._title, self._total, self._first = title, total, done
+        self.title, self._total, self._first = title, total, done
         self._started = time.monotonic()
         self._last_line = 0.0
         if self._console is None:
@@ -154,7 +156,7 @@ class ProgressDisplay:
         if self._total and done > self._first:
             seconds_each = (now - self._started) / (done - self._first)
             left = f"{_clock((self._total - done) * seconds_each)} left"
-        say("  ".join(part for part in (self._title, facts, left) if part))
+        say("  ".join(part for part in (self.title, facts, left) if part))
 
     def say(self, text: str) -> None:
         """Write a line that stays, above the bar."""
@@ -165,7 +167,7 @@ class ProgressDisplay:
 
     def say_facts(self, title: str, facts: Iterable[tuple[str, str]]) -> None:
         """Write named facts, aligned, above the bar."""
-        for line in _fact_lines(title, facts):
+        for line in fact_lines(title, facts):
             self.say(line)
 
     def _close_bar(self) -> None:

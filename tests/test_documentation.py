@@ -21,6 +21,11 @@ from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
 
+# That of classification is run by tests/commands/test_classify.py.
+PAGES = [
+    REPOSITORY / "docs" / f"{task}.md"
+    for task in ("language-modelling", "question-answering", "instruction")
+]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 # The commands are run as they are shown, on less work: the last --set wins.
@@ -78,7 +83,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the documentation assumes it: the configs, texts, labels, conversations, prompts."""
+    """A folder as the documentation assumes it: the configs, texts, labels, and so on."""
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "my-text").mkdir()
     (tmp_path / "my-text" / "one.txt").write_text(TEXT)
@@ -90,6 +95,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.csv").write_text("text,label\n" + "".join(labelled))
     conversations = [{"instruction": text.strip(), "output": "Yes."} for text in SENTENCES]
     (tmp_path / "instructions.json").write_text(json.dumps(conversations))
+    questions = [
+        {"question": "What sat?", "context": text, "answers": [text.split()[2]]} for text in SENTENCES
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    (tmp_path / "article.txt").write_text(TEXT)
     (tmp_path / "prompts.txt").write_text("The small cat\nThe old owl\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -120,6 +130,16 @@ def test_a_shipped_config_is_valid_and_its_command_runs(
     assert (workplace / "runs" / config.stem / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_command_of_a_guide_runs(
+    page: Path, workplace: Path, english_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = shell_commands(page.read_text())
+    assert len(shown) >= 3
+    for command in shown:
+        run_command(command, monkeypatch, english_model)
+
+
 def test_the_generated_pages_are_up_to_date() -> None:
     pages = runpy.run_path(str(REPOSITORY / "docs" / "generate.py"))["pages"]()
     for name, content in pages.items():
@@ -130,7 +150,8 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            is_here = "://" not in target
+            assert not is_here or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_every_proof_that_the_documentation_names_is_there() -> None:

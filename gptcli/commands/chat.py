@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import typer
 
@@ -71,10 +71,8 @@ def chat(
         "top_k": top_k,
         "top_p": top_p,
     }
-    runtime: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
-    settings = load_settings(
-        config, assignments, {"generation": _given(generation), "runtime": _given(runtime)}
-    )
+    runtime = {"seed": seed, "device": device, "precision": precision}
+    settings = load_settings(config, assignments, {"generation": generation, "runtime": runtime})
 
     from gptcli.hub import quiet_libraries
     from gptcli.pipelines.chat import Chat
@@ -103,10 +101,6 @@ def chat(
             where = f"standard input:{number}: the message"
             reply = talk.reply(line, _hide if as_json else _show, where=where)
             _end_reply(talk, reply, as_json)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _read_lines() -> Iterator[tuple[int, str]]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from gptcli.commands.training import (
     AsJson,
     Assignments,
     ConfigFile,
     DryRun,
+    ModelName,
     OutputDir,
     Overwrite,
     Resume,
@@ -20,10 +17,7 @@ from gptcli.commands.training import (
 
 def finetune(
     config: ConfigFile,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Start from this run, model folder, checkpoint or hub name."),
-    ] = None,
+    model: ModelName = None,
     assignments: Assignments = [],  # noqa: B006 - Typer makes the list.
     output_dir: OutputDir = None,
     resume: Resume = False,
@@ -38,9 +32,8 @@ def finetune(
     """
     from gptcli.config.loading import load_settings
 
-    sections = {"model": {"name": model}} if model is not None else None
     train_and_show(
-        load_settings(config, assignments, sections),
+        load_settings(config, assignments, {"model": {"name": model}}),
         config,
         output_dir,
         resume=resume,

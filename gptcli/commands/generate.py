@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from gptcli import console
-from gptcli.errors import ConfigError, EnvironmentProblem
+from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptcli.pipelines.generate import Generator, PromptRun
@@ -61,6 +60,7 @@ def generate(
     Greedy (always the likeliest token) unless --temperature, --top-k or --top-p is given.
     """
     from gptcli.config.loading import load_settings
+    from gptcli.data.output_rows import check_output
     from gptcli.generation.prompts import STANDARD_INPUT, Prompt, read_prompts
 
     generation = {
@@ -71,10 +71,8 @@ def generate(
         "top_p": top_p,
         "num_return_sequences": num_return_sequences,
     }
-    runtime: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
-    settings = load_settings(
-        config, assignments, {"generation": _given(generation), "runtime": _given(runtime)}
-    )
+    runtime = {"seed": seed, "device": device, "precision": precision}
+    settings = load_settings(config, assignments, {"generation": generation, "runtime": runtime})
     if prompt == STANDARD_INPUT and input_file is None:
         prompt, input_file = None, STANDARD_INPUT
     if prompt is not None and input_file is not None:
@@ -85,7 +83,7 @@ def generate(
         input_file = STANDARD_INPUT
     prompts = [Prompt(prompt or "")] if input_file is None else read_prompts(input_file)
     if output_file is not None:
-        _check_output(output_file, input_file)
+        check_output(output_file, input_file)
 
     from gptcli.hub import quiet_libraries
     from gptcli.pipelines.generate import Generator
@@ -115,21 +113,6 @@ def generate(
                 _print_text(generator, item, number, is_only=len(planned) == 1)
     if generator.seed_was_drawn and not as_json:
         console.say(f"Seed: {generator.seed} (--seed {generator.seed} makes this again)")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _check_output(path: Path, input_file: str | None) -> None:
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; it takes a file.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise EnvironmentProblem(f"--output {path} cannot be written: permission denied.")
-    if input_file is not None and path.exists() and Path(input_file).resolve() == path.resolve():
-        raise ConfigError(f"--output {path} is the --input file; it would be overwritten.")
 
 
 def _print_text(generator: Generator, planned: PromptRun, number: int, *, is_only: bool) -> None:

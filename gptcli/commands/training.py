@@ -16,9 +16,14 @@ from gptcli.training.stopping import StopSignals
 
 if TYPE_CHECKING:
     from gptcli.config.schema import Settings
+    from gptcli.data.preparation import PreparationProgress
     from gptcli.pipelines.train import Event, TrainingResult
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Start from this run, model folder, checkpoint or hub name."),
+]
 Assignments = Annotated[
     list[str],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
@@ -96,7 +101,6 @@ class _Renderer:
 
     def __init__(self, display: console.ProgressDisplay) -> None:
         self._display = display
-        self._stage = ""
         self._tokens_per_second = 0.0
         self._max_steps = 0
 
@@ -110,11 +114,8 @@ class _Renderer:
         match event:
             case Note(text, is_warning):
                 display.say(f"Warning: {text}" if is_warning else text)
-            case PreparationProgress(stage, done, total, unit):
-                if stage != self._stage:
-                    self._stage = stage
-                    display.start(stage.capitalize(), total)
-                display.update(done, _amount(done, total, unit) if done else "")
+            case PreparationProgress():
+                show_preparation(display, event)
             case DataReport(facts):
                 display.say_facts("Model and data:", facts)
             case Started():
@@ -149,6 +150,15 @@ class _Renderer:
                     display.say(line)
             case Saved(path):
                 display.say(f"Saved {path}.")
+
+
+def show_preparation(display: console.ProgressDisplay, progress: PreparationProgress) -> None:
+    """Show how far the reading of the data is."""
+    title = progress.stage.capitalize()
+    if title != display.title:
+        display.start(title, progress.total)
+    done = progress.done
+    display.update(done, _amount(done, progress.total, progress.unit) if done else "")
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:
@@ -224,7 +234,16 @@ def _scores(scores: dict[str, float]) -> str:
 
 
 def _tables(details: dict[str, Any]) -> list[str]:
-    """Return the scores of each label, and beside them what was taken for what."""
+    """Return the scores of each label, and beside them what was taken for what; or those of answerable
+    and unanswerable questions."""
+    if "answer_threshold" in details:
+        lines = [f"  no answer above {details['answer_threshold']:.3f} nats"]
+        for kind in ("answerable", "unanswerable"):
+            if kind in details:
+                lines.append(
+                    f"  {kind}: {_scores(details[kind])}, {details[kind]['questions']:,} questions"
+                )
+        return lines
     per_label: dict[str, dict[str, float]] = details.get("per_label", {})
     if not per_label or len(per_label) > MAX_LABELS_SHOWN:
         return []

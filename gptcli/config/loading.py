@@ -127,7 +127,8 @@ def load_settings(
 ) -> Settings:
     """Return the settings of `config` (defaults if None), changed by each `section.key=value`.
 
-    sections: values of a command's own options, as nested mappings; they win over all others.
+    sections: values of a command's own options, as nested mappings; they win over all others, but None,
+    an option that was not given, over none.
     Raises ConfigError with one line for every problem found.
     """
     values: dict[str, Any] = {}
@@ -137,7 +138,8 @@ def load_settings(
         origins = {path: f"{config}:{line}" for path, line in lines.items()}
     for assignment in assignments:
         _assign(values, assignment, origins)
-    for section, options in (sections or {}).items():
+    for section, given in (sections or {}).items():
+        options = {key: value for key, value in given.items() if value is not None}
         weaker = _long_form(section, values.get(section, {}))
         if not isinstance(weaker, dict):
             continue  # The file has no section here, which the schema refuses.

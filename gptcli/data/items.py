@@ -99,8 +99,8 @@ def read_items(
     train = [item for item, out in zip(train, is_held_out, strict=True) if not out]
     if data.validation_fraction and not validation:
         raise DataError(
-            f"{', '.join(names)}: {data.validation_fraction:g} of {len(train)} examples is none. Raise "
-            "data.validation_fraction, or set it to 0."
+            f"{', '.join(names)}: {data.validation_fraction:g} of {len({item.key for item in train})} "
+            "different examples is none. Raise data.validation_fraction, or set it to 0."
         )
     return Items(train, validation, names, "example" if validation else "none", reading)
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from gptcli.config.schema import DataSettings
 from gptcli.data.builtin_text import DOCSTRINGS, labelled_docstrings
@@ -45,14 +45,15 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     *,
     optional: Iterable[str] = (),
+    keep_others: bool = False,
 ) -> Iterator[Row]:
     """Yield the rows of a source, in order, with their values as they are written: CSV has only text.
 
     columns: {the setting's name: the column} of those that are needed, and of those in `optional`, which
-    a source may lack; the values hold these alone. None: all that there are. Raises DataError naming the
-    file, and the row or byte, that cannot be read.
+    a source may lack; the values hold these alone, or all others too. None: all that there are. Raises
+    DataError naming the file, and the row or byte, that cannot be read.
     """
-    wanted = _Columns(columns, frozenset(optional))
+    wanted = _Columns(columns, frozenset(optional), keep_others)
     match source:
         case BuiltinSource():
             if source.name != DOCSTRINGS:
@@ -80,9 +81,12 @@ def read_rows(
 class _Columns:
     """Which columns are read."""
 
-    def __init__(self, columns: Mapping[str, str] | None, optional: frozenset[str]) -> None:
+    def __init__(
+        self, columns: Mapping[str, str] | None, optional: frozenset[str], keep_others: bool
+    ) -> None:
         self._columns = columns
         self._optional = optional
+        self._is_all = columns is None or keep_others
 
     def of(self, names: Iterable[str], where: str) -> list[str]:
         """Return those of `names` that are read; DataError if one is missing or there twice."""
@@ -95,7 +99,7 @@ class _Columns:
                     f"{where} has no column {column!r}; its columns are: {listed}. "
                     f"Set data.columns.{setting}."
                 )
-        read = names if self._columns is None else dict.fromkeys(columns.values())
+        read = names if self._is_all else dict.fromkeys(columns.values())
         # Others may share a name: spreadsheets write empty columns at the right.
         for name in read:
             if names.count(name) > 1:
@@ -235,7 +239,7 @@ def _parquet_rows(source: FileSource, wanted: _Columns) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with _open_binary(source.path) as file:
+        with source.open_binary() as file:
             parquet = pyarrow.parquet.ParquetFile(file)
             names = wanted.of(parquet.schema_arrow.names, str(source))
             number = 0
@@ -245,12 +249,6 @@ def _parquet_rows(source: FileSource, wanted: _Columns) -> Iterator[Row]:
                     yield Row(f"{source}: row {number}", values)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{source} is not a readable Parquet file: {first_line(error)}") from error
-
-
-def _open_binary(path: Path) -> BinaryIO:
-    if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
 
 
 def decoded_chunks(source: FileSource, data: DataSettings, reading: Reading) -> Iterator[str]:
@@ -266,7 +264,7 @@ def decoded_chunks(source: FileSource, data: DataSettings, reading: Reading) -> 
     errors = "strict" if data.encoding_errors == "strict" else "gptcli-replace"
     decoder = codecs.getincrementaldecoder(data.encoding)(errors)
     is_at_start = True
-    with _open_binary(source.path) as file:
+    with source.open_binary() as file:
         while True:
             block = file.read(READ_BYTES)
             fed += len(block)

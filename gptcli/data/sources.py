@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import glob
+import gzip
 import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from gptcli.config.schema import DataSettings
 from gptcli.data.builtin_text import DOCSTRINGS, PYTHON_DOCS
@@ -23,6 +24,8 @@ from gptcli.hub import first_line, is_network_failure, use_cache_if_unreachable
 
 TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".parquet")
+# A .json among other files is more often their description than text: it is read if it is named itself.
+SUFFIXES_IN_FOLDERS = tuple(s for s in TEXT_SUFFIXES + ROW_SUFFIXES if s != ".json")
 MAX_LISTED = 100
 
 
@@ -65,6 +68,12 @@ class FileSource:
             suffixes.pop()
         return suffixes[-1] if suffixes else ""
 
+    def open_binary(self) -> BinaryIO:
+        """Open it for reading, unpacked."""
+        if self.path.suffix.lower() == ".gz":
+            return cast(BinaryIO, gzip.open(self.path, "rb"))
+        return self.path.open("rb")
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -93,7 +102,7 @@ def find_sources(
     Counts files that a folder holds but that are not read in `reading`. Raises DataError if there is
     nothing to read, and EnvironmentProblem if the hub cannot be reached.
     """
-    _check_encoding(data.encoding)
+    check_encoding(data.encoding)
     sources: dict[object, Source] = {}
     for item in [setting] if isinstance(setting, str) else setting:
         for source in _find_source(item, data, reading, name):
@@ -160,8 +169,11 @@ def _files_of_folder(folder: Path, reading: Reading, name: str) -> list[Source]:
         files += [Path(parent, entry) for entry in (*names, *links) if not entry.startswith(".")]
     readable = _readable_files(sorted(files), reading)
     if not readable:
-        suffixes = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
-        raise DataError(f"{folder} holds no text ({name}): no file in it ends in {suffixes} or .gz.")
+        suffixes = ", ".join(SUFFIXES_IN_FOLDERS)
+        hint = " Name its .json files themselves." if any(f.suffix == ".json" for f in files) else ""
+        raise DataError(
+            f"{folder} holds no text ({name}): no file in it ends in {suffixes} or .gz.{hint}"
+        )
     return readable
 
 
@@ -169,8 +181,7 @@ def _readable_files(files: list[Path], reading: Reading) -> list[Source]:
     readable: list[Source] = []
     for file in files:
         source = FileSource(file)
-        # A .json among other files is more often their description than text.
-        is_text = source.suffix in {*TEXT_SUFFIXES, *ROW_SUFFIXES} - {".json"} and not file.is_dir()
+        is_text = source.suffix in SUFFIXES_IN_FOLDERS and not file.is_dir()
         # Only a file that is named itself must hold text; among others, an empty one is nothing lost.
         if is_text and not (file.is_file() and file.stat().st_size == 0):
             readable.append(source)
@@ -179,7 +190,8 @@ def _readable_files(files: list[Path], reading: Reading) -> list[Source]:
     return readable
 
 
-def _check_encoding(encoding: str) -> None:
+def check_encoding(encoding: str) -> None:
+    """Raise ConfigError if Python cannot read text in this encoding."""
     try:
         "".encode(encoding)  # Refuses codecs that are no text encodings, such as base64.
         codecs.getincrementaldecoder(encoding)

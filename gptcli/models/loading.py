@@ -127,8 +127,14 @@ def load_for_training(
         set_labels(config, labels)
     if config.pad_token_id is None:  # As GPT-2 was published; transformers wants one for batches.
         config.pad_token_id = config.eos_token_id
-    torch.manual_seed(seed)
-    return _load(found, kind, torch.float32, is_new_head=is_new_head), is_new_head
+    model = _load(found, kind, torch.float32, is_new_head=is_new_head)
+    if is_new_head:  # Also where the weights of an old one fitted in: they stand for other labels.
+        head = model.score if kind == "classification" else model.qa_outputs
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(head.weight, std=config.initializer_range)
+        if head.bias is not None:
+            torch.nn.init.zeros_(head.bias)
+    return model, is_new_head
 
 
 def label_names(config: GPT2Config) -> list[str]:

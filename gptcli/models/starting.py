@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gptcli.config.schema import Settings, TrainingSettings
@@ -12,6 +13,18 @@ from gptcli.models.loading import Kind, find_model, load_for_training, model_cla
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class TrainableModel:
+    """A model as training begins with it."""
+
+    model: Any
+    """In float32 on the CPU, with the weights that training changes marked so."""
+    origin: str
+    """What it is, for people."""
+    is_new: bool
+    """Whether it, or its head, has learnt nothing yet: its scores say nothing."""
 
 
 class StartingModel:
@@ -40,27 +53,23 @@ class StartingModel:
 
     def load(
         self, kind: Kind, tokenizer: PreTrainedTokenizerFast, labels: list[str] | None = None
-    ) -> tuple[Any, str]:
-        """Return the model, in float32 on the CPU, with the weights that training changes marked so,
-        and what it is, for people.
-
-        labels: those that a classifier is to tell apart.
-        """
+    ) -> TrainableModel:
+        """Return the model. labels: those that a classifier is to tell apart."""
         settings, seed = self._settings, self._settings.runtime.seed
         if self._found is None:
             config = model_config(settings.model, tokenizer)
             if labels is not None:
                 set_labels(config, labels)
             model = new_model(config, seed, model_class(kind))
-            origin = "a new GPT-2"
+            origin, is_new = "a new GPT-2", True
         else:
             dropout = settings.model.dropout
-            model, is_new_head = load_for_training(
+            model, is_new = load_for_training(
                 self._found, kind, seed=seed, dropout=dropout, labels=labels
             )
-            origin = f"{settings.model.name}{', with a new head' if is_new_head else ''}"
+            origin = f"{settings.model.name}{', with a new head' if is_new else ''}"
         _choose_weights(model, settings.training)
-        return model, origin
+        return TrainableModel(model, origin, is_new)
 
 
 def _choose_weights(model: Any, training: TrainingSettings) -> None:
@@ -83,4 +92,4 @@ def _choose_weights(model: Any, training: TrainingSettings) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("training.freeze_layers leaves no weight to train.")
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})

@@ -26,7 +26,7 @@ from gptcli.data.tokenizing import (
 from gptcli.errors import ConfigError, DataError
 from gptcli.models.adapters import without_adapters
 from gptcli.models.saving import save_model
-from gptcli.models.starting import StartingModel
+from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, EvaluatedTask, Job
 from gptcli.training.loss import summed_cross_entropy
@@ -98,14 +98,13 @@ def assemble_job(
     settings: Settings,
     compute: Compute,
     task: EvaluatedTask,
-    model: Any,
-    origin: str,
+    trainable: TrainableModel,
     tokenizer: PreTrainedTokenizerFast,
     data: TaskData,
 ) -> Job:
     """Return the job, its model on the device and the settings that the data decides filled in.
 
-    origin: what the model is, for people. Raises ConfigError for settings that this data cannot serve.
+    Raises ConfigError for settings that this data cannot serve.
     """
     training = settings.training
     for name in ("target_loss", "patience"):
@@ -120,7 +119,7 @@ def assemble_job(
         settings = settings.model_copy(update={"training": training})
     shape = settings.model.model_copy(update={"context_length": data.context_length})
     settings = settings.model_copy(update={"model": shape})
-    model.to(compute.device)
+    model = trainable.model.to(compute.device)
 
     def save(folder: Path) -> None:
         save_model(without_adapters(model), tokenizer, folder)
@@ -129,6 +128,7 @@ def assemble_job(
         settings=settings,
         task=task,
         model=model,
+        is_new=trainable.is_new,
         save_model=save,
         micro_batch_size=_micro_batch_size(settings, compute, model, data.longest),
         steps_per_epoch=steps_per_epoch,
@@ -136,9 +136,9 @@ def assemble_job(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         train=data.train,
         validation=data.validation,
-        facts={"start": origin, "tokenizer": tokenizer_summary(tokenizer)},
+        facts={"start": trainable.origin, "tokenizer": tokenizer_summary(tokenizer)},
         ledger=data.ledger,
-        summary=[("start", origin), *data.summary],
+        summary=[("start", trainable.origin), *data.summary],
     )
 
 

@@ -59,8 +59,10 @@ def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
     # No attention mask: a text's last token never looks at the padding behind it.
     hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-    logits: Tensor = model.score(last)
-    return logits.float()
+    # The head in float32, whatever the rest is in: bfloat16 would round logits to 8 bits, and make ties.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits: Tensor = model.score(last.float())
+    return logits
 
 
 def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str | None]]) -> list[list[int]]:
@@ -163,7 +165,9 @@ class Classification:
             scores = score_label_sets(outputs > 0, examples.targets, labels).as_dict()
         else:
             scores = score_labels(outputs.argmax(1), examples.targets, labels).as_dict()
-        details = {name: scores.pop(name) for name in ("per_label", "confusion") if name in scores}
+        details: dict[str, Any] = {
+            name: scores.pop(name) for name in ("per_label", "confusion") if name in scores
+        }
         return Evaluation({"loss": loss, **scores}, details)
 
 
@@ -202,8 +206,8 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
         counts={"repeated_with_other_labels": _contradictions(items.train)},
         sample=_sample(items.train[0]),
     )
-    model, origin = start.load("classification", tokenizer, targets.labels)
-    model.config.problem_type = PROBLEM_TYPES[targets.objective]
+    trainable = start.load("classification", tokenizer, targets.labels)
+    trainable.model.config.problem_type = PROBLEM_TYPES[targets.objective]
     batches = ExampleBatches(train, batch_size=settings.training.batch_size, seed=settings.runtime.seed)
     task = Classification(batches, validation, targets, compute, settings.training.label_smoothing)
     if targets.objective != "regression":
@@ -211,7 +215,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
         data = settings.data.model_copy(update={"labels": targets.labels})
         settings = settings.model_copy(update={"data": data})
     return assemble_job(
-        settings, compute, task, model, origin, tokenizer, TaskData.of(train, validation, limit, report)
+        settings, compute, task, trainable, tokenizer, TaskData.of(train, validation, limit, report)
     )
 
 

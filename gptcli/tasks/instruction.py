@@ -121,7 +121,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     report = report_items(items, train, validation, limit, sample=shortened(sample, 600))
     if not chat_format.is_own:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-    model, origin = start.load("language-modelling", tokenizer)
+    trainable = start.load("language-modelling", tokenizer)
     training = settings.training
     batches = ExampleBatches(train, batch_size=training.batch_size, seed=settings.runtime.seed)
     task = Instruction(
@@ -132,7 +132,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
         training.label_smoothing,
     )
     return assemble_job(
-        settings, compute, task, model, origin, tokenizer, TaskData.of(train, validation, limit, report)
+        settings, compute, task, trainable, tokenizer, TaskData.of(train, validation, limit, report)
     )
 
 

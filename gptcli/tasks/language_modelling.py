@@ -121,7 +121,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
         seed=settings.runtime.seed,
     )
     task = LanguageModelling(batches, compute, held_out, settings.training.label_smoothing)
-    model, origin = start.load("language-modelling", text.tokenizer)
+    trainable = start.load("language-modelling", text.tokenizer)
     sequences = batches.sequences_per_epoch
     positions = sequences * context_length
     ledger = {
@@ -145,4 +145,4 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
             ("held-out text", f"{text.ledger.validation.tokens:,} tokens"),
         ],
     )
-    return assemble_job(settings, compute, task, model, origin, text.tokenizer, data)
+    return assemble_job(settings, compute, task, trainable, text.tokenizer, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptcli.config.schema import Settings
-from gptcli.tasks import classification, instruction, language_modelling
+from gptcli.tasks import classification, instruction, language_modelling, question_answering
 from gptcli.tasks.assembly import Notify
 from gptcli.training.device import Compute
 from gptcli.training.job import Job
@@ -11,6 +11,7 @@ from gptcli.training.job import Job
 _BUILDERS = {
     "language-modelling": language_modelling.build_job,
     "classification": classification.build_job,
+    "question-answering": question_answering.build_job,
     "instruction": instruction.build_job,
 }
 

@@ -18,7 +18,7 @@ class Evaluation:
     """How good the model is on the held-out data."""
 
     scores: dict[str, float]
-    """"loss" (lower is better) among them; all others are better when higher."""
+    """"loss" among them."""
     details: dict[str, Any] = field(default_factory=dict)
     """What is no single number: scores a label, a confusion matrix; JSON."""
 
@@ -27,7 +27,7 @@ class EvaluatedTask(Task, Protocol):
     """A task with a score that decides which model is the best."""
 
     best_by: str
-    """Name of that score; a tie goes to the lower loss."""
+    """Name of that score: "loss", or one that is better when higher; a tie goes to the lower loss."""
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
@@ -56,6 +56,9 @@ class Job:
     task: EvaluatedTask
     model: nn.Module
     """On its device."""
+    is_new: bool
+    """Whether the model, or its head, has learnt nothing yet; another is scored before the first step,
+    so that people see what the training changes, and keep the model if it does it no good."""
     save_model: Callable[[Path], None]
     """Writes the model folder, as it is now, to a path."""
     micro_batch_size: int

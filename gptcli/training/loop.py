@@ -60,8 +60,8 @@ class Progress:
     """In all sessions: steps, evaluations, saves."""
     steps_skipped: int = 0
     skipped_in_a_row: int = 0
-    evaluated_step: int = 0
-    """The last step that was evaluated; 0 for none."""
+    evaluated_step: int = -1
+    """The last step that was evaluated; -1 for none."""
     last_evaluation_loss: float | None = None
     evaluations_since_best: int = 0
     best: dict[str, float] | None = None

@@ -267,7 +267,8 @@ class TrainingRun:
         """Evaluate, save and end, each if it is time; return the limit that is reached, or None."""
         progress, settings = self.progress, self._settings
         step = progress.step
-        is_time = step > 0 and step % settings.evaluation.eval_steps == 0
+        begins = 1 if self._job.is_new else 0
+        is_time = step >= begins and step % settings.evaluation.eval_steps == 0
         if (is_time or self.limit()) and self._signals.received is None:
             self._evaluate()
             self._update_elapsed()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from sklearn import metrics
 
 from gptcli.evaluation.classification import (
@@ -141,6 +141,14 @@ def test_a_score_that_is_undefined_is_none_and_left_out() -> None:
         assert (scores.pearson, scores.spearman, scores.r2) == (None, None, None)
     one = score_numbers(np.array([3.0]), np.array([1.0]))
     assert one.as_dict() == {"mean_squared_error": 4, "mean_absolute_error": 2}
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-5, 1e100])
+def test_the_unit_of_numbers_changes_neither_correlations_nor_r2(unit: float) -> None:
+    scores = score_numbers(unit * np.array([1.0, 3.0, 2.0]), unit * np.array([1.0, 2.0, 6.0]))
+    assert scores.pearson == pytest.approx(1 / math.sqrt(28))
+    assert scores.spearman == pytest.approx(0.5)
+    assert scores.r2 == pytest.approx(1 - 17 / 14)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

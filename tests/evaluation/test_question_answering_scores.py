@@ -184,7 +184,7 @@ def test_sums_that_differ_by_a_rounding_are_equal() -> None:
     assert mean == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("margin", [1e300, -1e300, 1.0, 0.0])
+@pytest.mark.parametrize("margin", [1.5e308, -1e300, 1.0, 1.0 + 2**-52, 0.0])
 def test_margins_that_are_neighbours_among_floats_are_told_apart(margin: float) -> None:
     above = float(np.nextafter(margin, np.inf))
     threshold, mean = threshold_of([margin, above], [1, 0], [True, False])

@@ -348,6 +348,24 @@ def test_the_model_is_the_best_by_evaluation(config_file: Path, tmp_path: Path) 
     assert_same_weights(run / "model", run / "checkpoints" / f"step-{best:08d}")
 
 
+def test_a_model_that_training_only_makes_worse_is_kept_as_it_was(
+    config_file: Path, tmp_path: Path
+) -> None:
+    pretrain(config_file, tmp_path / "first")
+    start = f"model.name={tmp_path / 'first'}"
+    # Steps so large that they undo what was learnt.
+    result = pretrain(
+        config_file, tmp_path / "second", start, "training.learning_rate=2", "training.warmup_steps=0"
+    )
+    before, *after = [entry for entry in metrics_of(tmp_path / "second") if "split" in entry]
+    assert before["step"] == 0
+    assert [entry["step"] for entry in after] == [3, 6]
+    assert all(entry["loss"] > before["loss"] for entry in after)
+    assert result.evaluation is not None
+    assert result.evaluation["loss"] == before["loss"]
+    assert_same_weights(tmp_path / "first" / "model", tmp_path / "second" / "model")
+
+
 def test_with_nothing_held_out_the_model_is_the_last(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = pretrain(config_file, run, "data.validation_fraction=0")

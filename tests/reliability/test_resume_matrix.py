@@ -43,7 +43,7 @@ class Recorder:
             case StepDone(step, loss, learning_rate, grad_norm):
                 self.steps[step] = {"loss": loss, "lr": learning_rate, "grad_norm": grad_norm}
             case Evaluated(step, scores):
-                self.steps[step]["scores"] = scores
+                self.steps.setdefault(step, {})["scores"] = scores
             case Saved(path):
                 step = int(path.name.removeprefix("step-"))
                 manifest = json.loads((path / "manifest.json").read_text())
@@ -85,7 +85,8 @@ def check_every_stop(settings: Settings, path: Path, stop_after: type) -> None:
     whole = Recorder()
     result = run_training(settings, path / "whole", notify=whole)
     assert result.epochs > 2
-    assert sorted(whole.steps) == list(range(1, STEPS + 1))
+    # A model that is not new is scored before the first step.
+    assert sorted(whole.steps.keys() - {0}) == list(range(1, STEPS + 1))
     for stop_at in range(1, STEPS):
         run = path / "stopped"
         with pytest.raises(Stop):
@@ -105,6 +106,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "instruction": [
         {"prompt": " ".join(words[:3]), "completion": " ".join(words[3:])}
         for words in map(str.split, SENTENCES[::3])
+    ],
+    "question-answering": [
+        {
+            "question": f"Where sat the {sentence.split()[2]}?",
+            "context": sentence,
+            "answers": {"text": [sentence.split()[6].strip(",")], "answer_start": [0]},
+        }
+        for sentence in SENTENCES[::3]
     ],
 }
 
@@ -128,5 +137,36 @@ def test_a_run_of_any_task_stopped_at_any_step_and_resumed_repeats_every_later_s
             "training.label_smoothing=0.1",
             "evaluation.eval_steps=2",
         ],
+    )
+    check_every_stop(settings, tmp_path, StepDone)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        ["training.lora={rank: 4, dropout: 0.1}", "training.gradient_checkpointing=true"],
+        ["training.freeze_layers=1", "training.optimizer=muon"],
+        ["training.class_weights=balanced"],
+    ],
+)
+def test_a_fine_tuning_of_some_weights_stopped_at_any_step_and_resumed_repeats_every_later_step(
+    config_file: Path, tmp_path: Path, model_folder: Path, training: list[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS["classification"]))
+    start = ["task=classification", f"model={{name: {model_folder}, dropout: 0.1}}"]
+    settings = load_settings(
+        config_file,
+        [*SETTINGS[:-2], *start, f"data.source={rows}", *training, "evaluation.eval_steps=2"],
+    )
+    check_every_stop(settings, tmp_path, StepDone)
+
+
+def test_continuing_a_model_stopped_at_any_step_and_resumed_repeats_every_later_step(
+    config_file: Path, text_file: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    text_file.write_text(TEXT[: len(TEXT) // 2])
+    settings = load_settings(
+        config_file, [*SETTINGS, f"model.name={model_folder}", "evaluation.eval_steps=2"]
     )
     check_every_stop(settings, tmp_path, StepDone)

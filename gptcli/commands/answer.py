@@ -1,0 +1,226 @@
+"""`gptcli answer`: find the answers to questions in texts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gptcli import console
+from gptcli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from gptcli.data.questions import Question
+    from gptcli.pipelines.answer import Answer, Candidate
+
+STANDARD_INPUT = "-"
+PREDICTIONS = "json"
+"""Output as {id: answer}; the other formats are those of all commands."""
+
+
+def answer(
+    model: str = typer.Option(
+        ..., "--model", "-m", help="Model folder or run folder, of task: question-answering."
+    ),
+    question: str | None = typer.Option(None, "--question", "-q", help="What is asked."),
+    context: str | None = typer.Option(None, "--context", help="The text with the answer."),
+    context_file: str | None = typer.Option(
+        None, "--context-file", metavar="FILE|-", help="The text, in a UTF-8 file, or - (stdin)."
+    ),
+    input_file: str | None = typer.Option(
+        None,
+        "--input",
+        "-i",
+        metavar="FILE|-",
+        help="Questions: SQuAD's .json; .jsonl, .json, .csv, .tsv or .parquet with question and "
+        "context; or - (stdin, JSON lines).",
+    ),
+    input_format: str | None = typer.Option(
+        None, "--input-format", help="jsonl, json, csv or tsv, if the name of --input does not say it."
+    ),
+    output_file: Path | None = typer.Option(
+        None,
+        "--output",
+        metavar="FILE",
+        help="Write the answers to this file: .jsonl, .csv, .tsv; or .json, {id: answer} as SQuAD "
+        "scores it.",
+    ),
+    top_k: int = typer.Option(1, "--top-k", min=1, max=1000, help="Show the k likeliest answers."),
+    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda, cuda:N or mps."),
+    precision: str | None = typer.Option(None, "--precision", help="auto, fp32, bf16 or fp16."),
+    config: Path | None = typer.Option(
+        None, "--config", "-c", help="YAML file; its data and runtime sections are used."
+    ),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object a question."),
+) -> None:
+    """Find the answer to a question in a text, or those to a file of questions.
+
+    Answers are parts of the text, shown with their place in it (characters, from 0). Long texts are read
+    in windows, and nothing of them is left out. A model that was trained on unanswerable questions also
+    says when there is no answer.
+    """
+    from gptcli.config.loading import load_settings
+
+    runtime: dict[str, Any] = {"device": device, "precision": precision}
+    given = {name: value for name, value in runtime.items() if value is not None}
+    settings = load_settings(config, assignments, {"runtime": given})
+    if input_file is not None:
+        for name, value in (
+            ("--question", question),
+            ("--context", context),
+            ("--context-file", context_file),
+        ):
+            if value is not None:
+                raise ConfigError(f"Give {name} or --input, not both.")
+        text = ""
+    elif question is None or not question.strip():
+        raise ConfigError("Give --question and --context, or --input FILE.")
+    else:
+        _check_text("--question", question)
+        text = _context(context, context_file)
+    kind = PREDICTIONS
+    if output_file is not None:
+        from gptcli.data.output_rows import check_output, output_format
+
+        if output_file.suffix.lower() != f".{PREDICTIONS}":
+            kind = output_format(output_file, None)
+        check_output(output_file, input_file)
+
+    from gptcli.data.questions import Question
+    from gptcli.hub import quiet_libraries
+    from gptcli.pipelines.answer import Answerer, read_questions
+
+    quiet_libraries()
+    if input_file is not None:
+        questions, reading = read_questions(input_file, settings.data, input_format)
+        if reading.empty_documents_dropped:
+            console.warn(
+                f"{reading.empty_documents_dropped:,} of {reading.rows:,} rows have no question or no "
+                "context, and get no answer."
+            )
+    else:
+        assert question is not None
+        questions = [Question("", "1", "", question.strip(), text, ())]
+    if output_file is not None and kind == PREDICTIONS:
+        _check_ids(questions)
+    answerer = Answerer(model, settings.data, settings.runtime, top_k=top_k)
+    answers = answerer.answer(questions)
+    if output_file is not None:
+        _write(output_file, kind, answers, len(questions))
+    else:
+        for found in answers:
+            if as_json:
+                console.write_json(found.as_dict())
+            else:
+                _print(found, is_only=input_file is None)
+    if answerer.questions_cut:
+        console.warn(
+            f"{answerer.questions_cut:,} of {len(questions):,} questions are longer than half the "
+            f"model's context of {answerer.context_length} tokens; only their beginning was read."
+        )
+
+
+def _context(context: str | None, file: str | None) -> str:
+    """Return the text in which to look, of the option, a file, or what is piped in."""
+    if context is not None and file is not None:
+        raise ConfigError("Give --context or --context-file, not both.")
+    name = "--context"
+    if context is None:
+        if file is None and (sys.stdin is None or sys.stdin.isatty()):
+            raise ConfigError("Give the text with the answer: --context TEXT or --context-file FILE.")
+        name = "standard input" if file in (None, STANDARD_INPUT) else str(file)
+        context = _read_text(file or STANDARD_INPUT)
+    _check_text(name, context)
+    if not context.strip():
+        if file is None and name == "standard input":
+            raise ConfigError("Give the text with the answer: --context TEXT or --context-file FILE.")
+        raise ConfigError(f"{name} is empty; it is the text with the answer.")
+    return context
+
+
+def _read_text(file: str) -> str:
+    if file == STANDARD_INPUT:
+        # None if it was closed, as in `gptcli answer <&-`.
+        name, data = "standard input", sys.stdin.buffer.read() if sys.stdin else b""
+    else:
+        try:
+            name, data = file, Path(file).expanduser().read_bytes()
+        except (FileNotFoundError, RuntimeError):  # RuntimeError: ~name of a user who does not exist.
+            raise DataError(f"{file}: no such file (--context-file).") from None
+        except OSError as error:
+            raise DataError(f"{file} cannot be read (--context-file): {error.strerror}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8. "
+            "Convert the file to UTF-8."
+        ) from None
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        # An argument's bytes that are not UTF-8.
+        raise ConfigError(
+            f"{name} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
+        ) from None
+
+
+def _check_ids(questions: list[Question]) -> None:
+    """Refuse what {id: answer} cannot hold."""
+    seen: dict[str, str] = {}
+    for question in questions:
+        if question.id in seen:
+            raise DataError(
+                f"{question.where} has the id {question.id!r:.60}, as has {seen[question.id]}; .json "
+                "holds one answer an id. Give --output a name in .jsonl or .csv."
+            )
+        seen[question.id] = question.where
+
+
+def _print(found: Answer, *, is_only: bool) -> None:
+    indent = ""
+    if not is_only:
+        console.write_result(" ".join(found.question.split()))
+        indent = "  "
+    if found.answer is None:
+        console.write_result(f"{indent}No answer (probability {found.probability:.3f})")
+        if len(found.candidates) > 1:
+            console.write_result(f"{indent}If there were one:")
+    elif len(found.candidates) == 1:
+        console.write_result(indent + _shown(found.candidates[0]))
+    if len(found.candidates) > 1:
+        for number, candidate in enumerate(found.candidates, 1):
+            console.write_result(f"{indent}{number}. {_shown(candidate)}")
+
+
+def _shown(candidate: Candidate) -> str:
+    return (
+        f"{' '.join(candidate.answer.split())} (probability {candidate.probability:.3f}, characters "
+        f"{candidate.start}-{candidate.end})"
+    )
+
+
+def _write(path: Path, kind: str, answers: Iterable[Answer], count: int) -> None:
+    from gptcli.data.output_rows import OutputFile, RowWriter, json_line
+
+    writer = RowWriter(kind)
+    predictions: dict[str, str] = {}
+    with console.ProgressDisplay() as display, OutputFile(path) as file:
+        display.start("Answering", count)
+        for number, found in enumerate(answers, 1):
+            if kind == PREDICTIONS:
+                predictions[found.id] = found.answer or ""
+            else:
+                file.write(writer.lines(found.as_dict(), f"the answer to question {number}"))
+            display.update(number, f"{number:,}/{count:,} questions")
+        if kind == PREDICTIONS:
+            file.write(json_line(predictions) + "\n")
