@@ -34,6 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_WHAT_IS_SMALLER = (
+    "Try a smaller model, or in training a smaller training.micro_batch_size or model.context_length."
+)
+
 
 def main() -> None:
     """Run the command line and exit."""
@@ -102,7 +106,7 @@ def _exit_code(error: BaseException) -> int:
             console.report_error(f"The disk is full{where}. Free some space and run this again.")
             return ExitCode.ENVIRONMENT
         case MemoryError():
-            console.report_error("Out of memory. Try a smaller training.micro_batch_size or model.")
+            console.report_error(f"Out of memory. {_WHAT_IS_SMALLER}")
             return ExitCode.ENVIRONMENT
         case OSError(filename=str(), strerror=str()):
             # A read-only folder, a file where a folder should be, ...
@@ -110,10 +114,7 @@ def _exit_code(error: BaseException) -> int:
             return ExitCode.ENVIRONMENT
     # Matched by name, so that saying this does not import torch; on a CPU it has no class of its own.
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
-        console.report_error(
-            "The device is out of memory. Try a smaller training.micro_batch_size, "
-            "model.context_length or model."
-        )
+        console.report_error(f"The device is out of memory. {_WHAT_IS_SMALLER}")
         return ExitCode.ENVIRONMENT
     message = " ".join(str(error).split())
     console.report_error(

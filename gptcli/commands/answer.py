@@ -68,8 +68,7 @@ def answer(
     from gptcli.config.loading import load_settings
 
     runtime: dict[str, Any] = {"device": device, "precision": precision}
-    given = {name: value for name, value in runtime.items() if value is not None}
-    settings = load_settings(config, assignments, {"runtime": given})
+    settings = load_settings(config, assignments, {"runtime": runtime})
     if input_file is not None:
         for name, value in (
             ("--question", question),

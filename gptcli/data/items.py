@@ -102,6 +102,11 @@ def read_items(
             f"{', '.join(names)}: {data.validation_fraction:g} of {len({item.key for item in train})} "
             "different examples is none. Raise data.validation_fraction, or set it to 0."
         )
+    if not train:
+        raise DataError(
+            f"{', '.join(names)}: {data.validation_fraction:g} of the examples is all of them, and none is "
+            "left to learn from. Lower data.validation_fraction."
+        )
     return Items(train, validation, names, "example" if validation else "none", reading)
 
 

@@ -297,7 +297,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
             "questions_in_several_windows": windows.in_several,
             "held_out_contexts_trained_on": _common_contexts(items),
         },
-        sample=_sample(items.train[0]) if items.train else "",
+        sample=_sample(items.train[0]),
     )
     trainable = start.load("question-answering", tokenizer)
     # Until an evaluation finds a better one; where all can be answered, none.

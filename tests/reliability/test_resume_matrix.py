@@ -95,6 +95,8 @@ def check_every_stop(settings: Settings, path: Path, stop_after: type) -> None:
         run_training(settings, run, resume=True, notify=resumed)
         # Stopped before the step was saved, it is done again; else it is not.
         first = stop_at if stop_after is StepDone else stop_at + 1
+        # Stopped before anything was saved, it is also scored again at step 0, to the same scores.
+        assert resumed.steps.pop(0, whole.steps.get(0)) == whole.steps.get(0)
         assert resumed.steps == {step: facts for step, facts in whole.steps.items() if step >= first}, (
             stop_at
         )
