@@ -1,10 +1,10 @@
-"""Fine-tune for instructions, and print how the held-out loss falls and how many answers end by themselves.
+"""Fine-tune for instructions; print how the held-out loss falls, and how many answers end by themselves.
 
     python benchmarks/finetuning.py pretrain          # The model to start from: runs/english.
     python benchmarks/instructions.py
 
-The 1,100 instructions are looked for at ../shared/data; a tenth is held out. Each held-out instruction is
-asked as `gptcli chat` asks it, sampled as it samples, in a conversation of its own. An answer ends by
+The 1,100 instructions are looked for at ../shared/data; a tenth is held out. Each held-out instruction
+is asked as `gptcli chat` asks it, sampled as it samples, in a conversation of its own. An answer ends by
 itself if the model says so, with end-of-text, before it has used up its tokens.
 """
 
