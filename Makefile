@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup demo test test-all lint docs bench clean
+.PHONY: help setup demo test test-all lint docs bench bench-tasks clean
 
 help:
 	@echo "make demo      set up .venv, pretrain a small GPT-2 on the embedded text, generate from it"
 	@echo "make test      set up .venv, lint, type-check, run the tests"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     run the benchmarks (benchmarks/README.md)"
+	@echo "make bench     run the short benchmarks (benchmarks/README.md)"
+	@echo "make bench-tasks"
+	@echo "               pretrain a base model, fine-tune it for every task, and compare (90 minutes)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      write the generated pages in docs/ anew"
 	@echo "make clean     remove .venv and caches; runs/ stays"
@@ -45,6 +47,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/tinyshakespeare.py
 	$(BIN)/python benchmarks/checkpoint_overhead.py
+
+# On the data sets of benchmarks/README.md.
+bench-tasks: $(READY)
+	test -d runs/english/model || $(BIN)/python benchmarks/finetuning.py pretrain
+	$(BIN)/python benchmarks/finetuning.py
+	$(BIN)/python benchmarks/instructions.py
+	$(BIN)/python benchmarks/question_answering.py
+	$(BIN)/python benchmarks/classifying.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

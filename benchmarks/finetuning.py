@@ -84,7 +84,9 @@ DATA_SETS = {
     "movie-reviews": DataSet(
         read_movies,
         "accuracy 75%",
-        settings=["training.epochs=2", "training.learning_rate=5e-4"],
+        settings=[
+            *("training.epochs=3", "training.learning_rate=5e-4", "training.label_smoothing=0.1"),
+        ],
         is_read_first=True,
     ),
 }
@@ -98,6 +100,7 @@ def write_csv(file: Path, rows: Labelled) -> None:
 
 
 READING = [
+    "training.epochs=6",
     *("data.text_unit=line", "model.dropout=0.1", "model.context_length=128"),
     *("training.optimizer=muon", "training.learning_rate=1e-3", "training.batch_size=32"),
 ]

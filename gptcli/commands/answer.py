@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import console
+from gptcli.commands.options import Assignments, Device, Precision
 from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,14 +50,12 @@ def answer(
         "scores it.",
     ),
     top_k: int = typer.Option(1, "--top-k", min=1, max=1000, help="Show the k likeliest answers."),
-    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda, cuda:N or mps."),
-    precision: str | None = typer.Option(None, "--precision", help="auto, fp32, bf16 or fp16."),
+    device: Device = None,
+    precision: Precision = None,
     config: Path | None = typer.Option(
         None, "--config", "-c", help="YAML file; its data and runtime sections are used."
     ),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
-    ),
+    assignments: Assignments = [],
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one object a question."),
 ) -> None:
     """Find the answer to a question in a text, or those to a file of questions.

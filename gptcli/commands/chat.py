@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from gptcli import console
+from gptcli.commands.options import Assignments, Device, Precision
 from gptcli.errors import ConfigError, DataError, GptcliError, ModelError
 
 if TYPE_CHECKING:
@@ -48,14 +49,12 @@ def chat(
         help="Sample from the fewest tokens whose probability reaches p [default: 0.9].",
     ),
     seed: int | None = typer.Option(None, "--seed", help="Makes the replies repeatable."),
-    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda, cuda:N or mps."),
-    precision: str | None = typer.Option(None, "--precision", help="auto, fp32, bf16 or fp16."),
+    device: Device = None,
+    precision: Precision = None,
     config: Path | None = typer.Option(
         None, "--config", "-c", help="YAML file; its generation and runtime sections are used."
     ),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
-    ),
+    assignments: Assignments = [],
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one object a reply."),
 ) -> None:
     """Talk with a model.

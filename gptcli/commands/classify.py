@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import console
+from gptcli.commands.options import Assignments, Device, Precision
 from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -72,14 +73,12 @@ def classify(
     output_format: str | None = typer.Option(
         None, "--output-format", help="jsonl, csv or tsv [default: as FILE's name says, else jsonl]."
     ),
-    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda, cuda:N or mps."),
-    precision: str | None = typer.Option(None, "--precision", help="auto, fp32, bf16 or fp16."),
+    device: Device = None,
+    precision: Precision = None,
     config: Path | None = typer.Option(
         None, "--config", "-c", help="YAML file; its runtime and data (columns, encoding) are used."
     ),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
-    ),
+    assignments: Assignments = [],
     as_json: bool = typer.Option(
         False, "--json", help="Print JSON, one object a text; with --output, one about the file."
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from gptcli import console
-from gptcli.commands.training import AsJson, Assignments, ConfigFile, ModelName, show_preparation
+from gptcli.commands.options import Assignments
+from gptcli.commands.training import AsJson, ConfigFile, ModelName, show_preparation
 
 
 def inspect(
     config: ConfigFile,
     model: ModelName = None,
-    assignments: Assignments = [],  # noqa: B006 - Typer makes the list.
+    assignments: Assignments = [],
     as_json: AsJson = False,
 ) -> None:
     """Show what a training would learn from: sizes, labels, lengths, repetitions, an example.

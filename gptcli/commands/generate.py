@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gptcli import console
+from gptcli.commands.options import Assignments, Device, Precision
 from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,14 +46,12 @@ def generate(
         None, "--num-return-sequences", "-n", help="Continuations a prompt [default: 1]."
     ),
     seed: int | None = typer.Option(None, "--seed", help="Makes sampling repeatable."),
-    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda, cuda:N or mps."),
-    precision: str | None = typer.Option(None, "--precision", help="auto, fp32, bf16 or fp16."),
+    device: Device = None,
+    precision: Precision = None,
     config: Path | None = typer.Option(
         None, "--config", "-c", help="YAML file; its generation and runtime sections are used."
     ),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
-    ),
+    assignments: Assignments = [],
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one object a continuation."),
 ) -> None:
     """Continue a prompt, or a file of prompts.

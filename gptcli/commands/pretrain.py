@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gptcli.commands.options import Assignments
 from gptcli.commands.training import (
     AsJson,
-    Assignments,
     ConfigFile,
     DryRun,
     OutputDir,
@@ -17,7 +17,7 @@ from gptcli.errors import ConfigError
 
 def pretrain(
     config: ConfigFile,
-    assignments: Assignments = [],  # noqa: B006 - Typer makes the list.
+    assignments: Assignments = [],
     output_dir: OutputDir = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -24,10 +24,6 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Start from this run, model folder, checkpoint or hub name."),
 ]
-Assignments = Annotated[
-    list[str],
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
-]
 OutputDir = Annotated[
     Path | None,
     typer.Option(

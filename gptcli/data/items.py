@@ -104,8 +104,8 @@ def read_items(
         )
     if not train:
         raise DataError(
-            f"{', '.join(names)}: {data.validation_fraction:g} of the examples is all of them, and none is "
-            "left to learn from. Lower data.validation_fraction."
+            f"{', '.join(names)}: {data.validation_fraction:g} of the examples is all of them, and none "
+            "is left to learn from. Lower data.validation_fraction."
         )
     return Items(train, validation, names, "example" if validation else "none", reading)
 
