@@ -24,6 +24,7 @@ from gptcli.config.loading import load_settings
 from gptcli.config.schema import GenerationSettings, RuntimeSettings
 from gptcli.data.conversations import parse_conversations
 from gptcli.data.items import read_items
+from gptcli.hub import quiet_libraries
 from gptcli.pipelines.chat import Chat
 
 REPOSITORY = Path(__file__).parent.parent
@@ -51,6 +52,7 @@ def held_out_questions(run: Path) -> list[str]:
 
 
 def ask(run: Path, questions: list[str], max_new_tokens: int) -> list[dict[str, Any]]:
+    quiet_libraries()
     chat = Chat(str(run), GenerationSettings(max_new_tokens=max_new_tokens), RuntimeSettings(), seed=1)
     replies = []
     for question in questions:
