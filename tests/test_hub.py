@@ -58,6 +58,27 @@ def test_a_model_is_fetched_from_the_hub_once_and_then_read_from_its_cache(
         assert result.stdout == fetched.stdout
 
 
+def test_a_model_and_rows_of_the_hub_make_a_classifier(
+    hub: HubStandIn, gptcli: Cli, tmp_path: Path
+) -> None:
+    rows = pyarrow.table({"text": SENTENCES, "label": [text.split()[2] for text in SENTENCES]})
+    pyarrow.parquet.write_table(rows, tmp_path / "train.parquet")
+    hub.add("datasets", "someone/animals", [tmp_path / "train.parquet"])
+    (tmp_path / "config.yaml").write_text(
+        "task: classification\ndata: {source: someone/animals}\n"
+        "training: {max_steps: 2, batch_size: 4}\nruntime: {device: cpu, precision: fp32}\n"
+    )
+    result = gptcli(
+        *("finetune", "--config", "config.yaml", "--model", MODEL, "--output-dir", "run", "--json"),
+        environment=hub.environment(tmp_path / "cache"),
+    )
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["train"]["examples"] + facts["validation"]["examples"] == len(SENTENCES)
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog", "2": "owl"}
+
+
 def test_a_model_that_the_hub_does_not_have_is_refused_in_one_line(
     hub: HubStandIn, gptcli: Cli, tmp_path: Path
 ) -> None:
