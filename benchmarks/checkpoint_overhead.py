@@ -23,8 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli.config.schema import TrainingSettings
 from gptcli.files import flush_to_disk
-from gptcli.models.architecture import count_parameters
 from gptcli.training.checkpoint import Origin, save_checkpoint
+from gptcli.training.job import count_parameters
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 

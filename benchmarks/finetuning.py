@@ -106,12 +106,15 @@ READING = [
 ]
 
 
-def gptcli_finetune(config: str, model: str, run: Path, settings: list[str]) -> None:
+def gptcli_finetune(config: str, model: str, run: Path, settings: list[str]) -> float:
+    """Fine-tune with a config of configs/finetune, and return the seconds that it took."""
     arguments = [sys.executable, "-m", "gptcli", "finetune", "--model", model]
     arguments += ["--config", str(CONFIGS / "finetune" / config), "--output-dir", str(run)]
     for setting in settings:
         arguments += ["--set", setting]
+    started = time.perf_counter()
     subprocess.run(arguments, check=True)
+    return time.perf_counter() - started
 
 
 def settings_of(folder: Path, data_set: DataSet, extra: list[str]) -> list[str]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from finetuning import gptcli_finetune
 
 from gptcli.config.loading import load_settings
 from gptcli.config.schema import GenerationSettings, RuntimeSettings
@@ -29,18 +29,6 @@ from gptcli.pipelines.chat import Chat
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = REPOSITORY.parent / "shared" / "data" / "instructions" / "instructions-1100-en.json"
-CONFIG = REPOSITORY / "configs" / "finetune" / "instruction.yaml"
-
-
-def finetune(run: Path, model: str, data: Path, extra: list[str]) -> float:
-    """Train, and return the seconds that it took."""
-    command = [sys.executable, "-m", "gptcli", "finetune", "--model", model]
-    command += ["--config", str(CONFIG), "--output-dir", str(run)]
-    for setting in [f"data.source={data}", *extra]:
-        command += ["--set", setting]
-    started = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - started
 
 
 def held_out_questions(run: Path) -> list[str]:
@@ -72,7 +60,8 @@ def main() -> None:
         sys.exit(f"The instructions are not at {options.data}; give --data. Nothing was measured.")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        seconds = finetune(run, options.model, options.data, options.set)
+        settings = [f"data.source={options.data}", *options.set]
+        seconds = gptcli_finetune("instruction.yaml", options.model, run, settings)
         entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         replies = ask(run, held_out_questions(run), options.max_new_tokens)
     losses = [entry["loss"] for entry in entries if "split" in entry]

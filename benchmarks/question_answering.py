@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from finetuning import gptcli_finetune
+
 from gptcli.config.loading import load_settings
 from gptcli.data.items import read_items
 from gptcli.data.questions import Question, Questions
@@ -28,21 +30,7 @@ from gptcli.evaluation.question_answering import AnswerScores, normalize_answer,
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = REPOSITORY.parent / "shared" / "data" / "question-answering" / "dev-v1.1.rebuilt.json"
-CONFIG = REPOSITORY / "configs" / "finetune" / "question-answering.yaml"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-def finetune(run: Path, model: str, data: Path, extra: list[str]) -> float:
-    """Train, and return the seconds that it took."""
-    # Scored at the end alone, so that the model is the last one and not the best on the test questions.
-    settings = [f"data.source={data}", "evaluation.eval_steps=1000000", *extra]
-    command = [sys.executable, "-m", "gptcli", "finetune", "--model", model]
-    command += ["--config", str(CONFIG), "--output-dir", str(run)]
-    for setting in settings:
-        command += ["--set", setting]
-    started = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - started
 
 
 def held_out_questions(run: Path) -> tuple[int, list[Question]]:
@@ -93,7 +81,11 @@ def main() -> None:
         run, seconds = options.run, None
         if run is None:
             run = Path(folder) / "run"
-            seconds = finetune(run, options.model, options.data, options.set)
+            # Scored at the end alone, so that the model is the last one and not the best on the test
+            # questions.
+            source = f"data.source={options.data}"
+            settings = [source, "evaluation.eval_steps=1000000", *options.set]
+            seconds = gptcli_finetune("question-answering.yaml", options.model, run, settings)
         learnt, questions = held_out_questions(run)
         found, speed = answer(run, questions, Path(folder))
     gold = {question.id: [text for text, _ in question.answers] for question in questions}

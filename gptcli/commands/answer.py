@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gptcli.data.questions import Question
     from gptcli.pipelines.answer import Answer, Candidate
 
-STANDARD_INPUT = "-"
 PREDICTIONS = "json"
 """Output as {id: answer}; the other formats are those of all commands."""
 
@@ -80,7 +79,9 @@ def answer(
     elif question is None or not question.strip():
         raise ConfigError("Give --question and --context, or --input FILE.")
     else:
-        _check_text("--question", question)
+        from gptcli.data.input_rows import check_unicode
+
+        check_unicode(question, ConfigError, "--question")
         text = _context(context, context_file)
     kind = PREDICTIONS
     if output_file is not None:
@@ -126,50 +127,21 @@ def answer(
 
 def _context(context: str | None, file: str | None) -> str:
     """Return the text in which to look, of the option, a file, or what is piped in."""
+    from gptcli.data.input_rows import STANDARD_INPUT, check_unicode, read_whole
+
     if context is not None and file is not None:
         raise ConfigError("Give --context or --context-file, not both.")
     name = "--context"
     if context is None:
         if file is None and (sys.stdin is None or sys.stdin.isatty()):
             raise ConfigError("Give the text with the answer: --context TEXT or --context-file FILE.")
-        name = "standard input" if file in (None, STANDARD_INPUT) else str(file)
-        context = _read_text(file or STANDARD_INPUT)
-    _check_text(name, context)
+        name, context = read_whole(file or STANDARD_INPUT, "--context-file")
+    check_unicode(context, ConfigError, name)
     if not context.strip():
         if file is None and name == "standard input":
             raise ConfigError("Give the text with the answer: --context TEXT or --context-file FILE.")
         raise ConfigError(f"{name} is empty; it is the text with the answer.")
     return context
-
-
-def _read_text(file: str) -> str:
-    if file == STANDARD_INPUT:
-        # None if it was closed, as in `gptcli answer <&-`.
-        name, data = "standard input", sys.stdin.buffer.read() if sys.stdin else b""
-    else:
-        try:
-            name, data = file, Path(file).expanduser().read_bytes()
-        except (FileNotFoundError, RuntimeError):  # RuntimeError: ~name of a user who does not exist.
-            raise DataError(f"{file}: no such file (--context-file).") from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read (--context-file): {error.strerror}.") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8. "
-            "Convert the file to UTF-8."
-        ) from None
-
-
-def _check_text(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        # An argument's bytes that are not UTF-8.
-        raise ConfigError(
-            f"{name} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
-        ) from None
 
 
 def _check_ids(questions: list[Question]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -77,13 +77,11 @@ def chat(
     from gptcli.pipelines.chat import Chat
 
     quiet_libraries()
-    # The default seed is for training; a seed that nobody set would make every conversation the same.
-    is_seeded = "seed" in settings.runtime.model_fields_set
     talk = Chat(
         model,
         settings.generation,
         settings.runtime,
-        seed=settings.runtime.seed if is_seeded else None,
+        seed=settings.runtime.given_seed,
         system=system,
     )
     if not talk.is_tuned:
@@ -167,8 +165,8 @@ def _obey(talk: Chat, line: str) -> bool:
 
 
 def _answer(talk: Chat, line: str, as_json: bool) -> None:
-    with _CtrlC() as ctrl_c:
-        reply = talk.reply(line, _hide if as_json else _show, is_stopped=ctrl_c.has_come)
+    with _ctrl_c_noted() as is_stopped:
+        reply = talk.reply(line, _hide if as_json else _show, is_stopped=is_stopped)
     _end_reply(talk, reply, as_json)
     if reply.finish_reason == "length" and not as_json:
         console.say(f"[ended after --max-new-tokens {talk.max_new_tokens}]")
@@ -194,31 +192,22 @@ def _end_reply(talk: Chat, reply: Reply, as_json: bool) -> None:
         )
 
 
-class _CtrlC:
-    """Turns a Ctrl-C into a wish to stop; a second one is a KeyboardInterrupt again.
+@contextmanager
+def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+    """Let a Ctrl-C be a wish to stop, and a second one a KeyboardInterrupt again; in the main thread.
 
-    Use as a context manager, in the main thread.
+    Yields a function that says whether it has come.
     """
+    has_come = False
 
-    def __init__(self) -> None:
-        self._has_come = False
-
-    def has_come(self) -> bool:
-        return self._has_come
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._has_come:
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        if has_come:
             raise KeyboardInterrupt
-        self._has_come = True
+        has_come = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: has_come
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -171,17 +171,11 @@ def _choice(labels: str | None, template: str | None) -> dict[str, Any]:
 
 
 def _one_text(text: str, text_pair: str | None) -> InputText:
-    from gptcli.data.input_rows import InputText, as_trained
+    from gptcli.data.input_rows import InputText, as_trained, check_unicode
 
     values = {"text": text} if text_pair is None else {"text": text, "text_pair": text_pair}
     for name, value in values.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # The argument's bytes are not UTF-8.
-            raise ConfigError(
-                f"The {name.replace('_', ' ')} is not valid Unicode at character {error.start + 1:,}. "
-                "Write it as UTF-8."
-            ) from None
+        check_unicode(value, ConfigError, f"The {name.replace('_', ' ')}")
     item = InputText("The text", values, *(as_trained(value) for value in values.values()))
     if item.is_blank:
         raise ConfigError("The text is blank: there is nothing to classify.")

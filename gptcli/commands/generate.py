@@ -59,8 +59,9 @@ def generate(
     Greedy (always the likeliest token) unless --temperature, --top-k or --top-p is given.
     """
     from gptcli.config.loading import load_settings
+    from gptcli.data.input_rows import STANDARD_INPUT
     from gptcli.data.output_rows import check_output
-    from gptcli.generation.prompts import STANDARD_INPUT, Prompt, read_prompts
+    from gptcli.generation.prompts import Prompt, read_prompts
 
     generation = {
         "max_new_tokens": max_new_tokens,
@@ -88,11 +89,7 @@ def generate(
     from gptcli.pipelines.generate import Generator
 
     quiet_libraries()
-    # The default seed is for training; a seed that nobody set would make every sample the same.
-    is_seeded = "seed" in settings.runtime.model_fields_set
-    generator = Generator(
-        model, settings.generation, settings.runtime, settings.runtime.seed if is_seeded else None
-    )
+    generator = Generator(model, settings.generation, settings.runtime, settings.runtime.given_seed)
     planned = [generator.plan(item) for item in prompts]
     with ExitStack() as stack:
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None

@@ -424,6 +424,12 @@ class RuntimeSettings(Section):
         42, ge=0, le=MAX_SEED, description="Decides initial weights, batches, dropout and the split."
     )
 
+    @property
+    def given_seed(self) -> int | None:
+        """The seed if somebody set it. The default is for training: what is sampled would be the same
+        each time."""
+        return self.seed if "seed" in self.model_fields_set else None
+
 
 class LoggingSettings(Section):
     """What is written down during training."""

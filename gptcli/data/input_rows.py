@@ -64,6 +64,44 @@ class InputText:
         return not self.text or self.text_pair == ""
 
 
+def check_unicode(text: str, error: type[ConfigError | DataError], where: str) -> None:
+    """Raise `error`, naming `where`, if half a surrogate pair is in the text.
+
+    Such halves stand for the bytes of an argument or a terminal that are not UTF-8, or come from \\ud800
+    in JSON.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise error(
+            f"{where} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
+        ) from None
+
+
+def read_whole(name: str, option: str) -> tuple[str, str]:
+    """Return what messages call it, and the text, of a UTF-8 file or of standard input.
+
+    option: the one that names it. Raises DataError.
+    """
+    if name == STANDARD_INPUT:
+        # None if it was closed, as in `gptcli generate <&-`.
+        where, data = "standard input", sys.stdin.buffer.read() if sys.stdin else b""
+    else:
+        try:
+            where, data = name, Path(name).expanduser().read_bytes()
+        except (FileNotFoundError, RuntimeError):  # RuntimeError: ~name of a user who does not exist.
+            raise DataError(f"{name}: no such file ({option}).") from None
+        except OSError as error:
+            raise DataError(f"{name} cannot be read ({option}): {error.strerror}.") from None
+    try:
+        return where, data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8. "
+            "Convert the file to UTF-8."
+        ) from None
+
+
 def find_input(name: str, data: DataSettings, read_as: str | None) -> InputFile:
     """Return the file that `name` is, or standard input.
 

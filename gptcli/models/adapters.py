@@ -7,9 +7,7 @@ from typing import Any
 
 from gptcli.config.schema import LoraSettings
 from gptcli.errors import ConfigError
-
-# A head that may be new: there is nothing to adapt, so it is trained as it is.
-HEADS = ("score.", "qa_outputs.")
+from gptcli.models.loading import HEADS
 
 
 def add_adapters(model: Any, settings: LoraSettings) -> None:
@@ -32,7 +30,7 @@ def add_adapters(model: Any, settings: LoraSettings) -> None:
         model,
     )
     for name, parameter in model.named_parameters():
-        if name.startswith(HEADS):
+        if name.startswith(HEADS):  # It may be new: there is nothing to adapt in it.
             parameter.requires_grad_(True)
 
 

@@ -38,8 +38,3 @@ def new_model(config: GPT2Config, seed: int, kind: Any = GPT2LMHeadModel) -> Any
     """Return a GPT-2 of this class in float32 on the CPU; its weights are decided by `seed`."""
     torch.manual_seed(seed)
     return kind(config)
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Return the number of weights, those shared by embedding and head once."""
-    return sum(parameter.numel() for parameter in model.parameters())

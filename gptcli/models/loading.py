@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import GPT2Config, PreTrainedTokenizerFast
 
+    from gptcli.data.labelled_texts import Objective
+
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # Which of several files holds which weight.
 ADAPTER = "adapter_config.json"
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# What a config.json calls the objectives of a classifier.
+PROBLEM_TYPES: dict[Objective, str] = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
 
 # All that a config.json may decide. What else it can hold names code or other models to load (kernels,
 # quantizers), changes what the model returns, or makes tables of any size.
@@ -51,10 +58,12 @@ _CONFIG_KEYS = (
 
 # What a model gives for a text, told from the weights that only such a model has.
 Kind = Literal["language-modelling", "classification", "question-answering"]
-_HEADS: dict[str, Kind] = {
+_KINDS: dict[str, Kind] = {
     "score.weight": "classification",
     "qa_outputs.weight": "question-answering",
 }
+HEADS = ("score.", "qa_outputs.")
+"""How the names of the weights begin that tell what a model is for."""
 _WHAT_TO_DO: dict[tuple[Kind, Kind], str] = {
     ("language-modelling", "classification"): "is a classifier; use it with `gptcli classify`",
     ("language-modelling", "question-answering"): "finds answers in a text; use `gptcli answer`",
@@ -79,6 +88,15 @@ class LoadedModel:
     """A GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2ForQuestionAnswering."""
     tokenizer: PreTrainedTokenizerFast
     name: str
+
+    def check_token(self, token: int, what: str) -> None:
+        """Raise ModelError if the model does not know a token that its tokenizer makes of `what`."""
+        vocab_size = self.model.config.vocab_size
+        if token >= vocab_size:
+            raise ModelError(
+                f"{self.name}: its tokenizer makes token {token} of {what}, but the model knows "
+                f"{vocab_size} tokens. They do not belong together."
+            )
 
 
 def model_class(kind: Kind) -> Any:
@@ -185,7 +203,7 @@ def find_model(name: str) -> FoundModel:
         if not isinstance(names, dict) or len(names) > MAX_LABELS:
             names = {}
         set_labels(config, [str(names.get(str(n), f"LABEL_{n}")) for n in range(count)])
-        if facts.get("problem_type") in PROBLEM_TYPES:
+        if facts.get("problem_type") in PROBLEM_TYPES.values():
             config.problem_type = facts["problem_type"]
     threshold = facts.get(ANSWER_THRESHOLD)
     if isinstance(threshold, float) and math.isfinite(threshold):
@@ -207,7 +225,7 @@ def _model_of_checkpoint(checkpoint: Path) -> Path:
 
 
 def _kind_of(shapes: dict[str, list[int]]) -> Kind:
-    return next((kind for name, kind in _HEADS.items() if name in shapes), "language-modelling")
+    return next((kind for name, kind in _KINDS.items() if name in shapes), "language-modelling")
 
 
 def _load(found: FoundModel, kind: Kind, dtype: torch.dtype, *, is_new_head: bool) -> Any:
@@ -224,7 +242,7 @@ def _load(found: FoundModel, kind: Kind, dtype: torch.dtype, *, is_new_head: boo
             ignore_mismatched_sizes=True,  # Said by _check_report, in one line.
             output_loading_info=True,
         )
-        heads = ("score.", "qa_outputs.") if is_new_head else ()
+        heads = HEADS if is_new_head else ()
         _check_report(found.name, report, heads)
         if found.checkpoint is not None:
             parameters = dict(model.named_parameters())

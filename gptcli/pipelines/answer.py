@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from gptcli.config.schema import DataSettings, RuntimeSettings
+from gptcli.data.examples import Example, Examples
 from gptcli.data.input_rows import STANDARD_INPUT, find_input
 from gptcli.data.ledger import Reading
 from gptcli.data.questions import Question, Questions
-from gptcli.data.windows import MIN_CONTEXT_LENGTH, Window, make_windows
+from gptcli.data.windows import MIN_CONTEXT_LENGTH, make_windows
 from gptcli.errors import DataError, ModelError
 from gptcli.models.loading import ANSWER_THRESHOLD, LoadedModel, load_model
+from gptcli.tasks.assembly import ids_and_lengths
 from gptcli.tasks.question_answering import (
     Span,
     Verdict,
@@ -129,36 +132,23 @@ class Answerer:
         )
         self.questions_cut += sum(made.is_question_cut for made in made_of_each)
         windows = [(n, window) for n, made in enumerate(made_of_each) for window in made.windows]
-        windows.sort(key=lambda pair: -len(pair[1].input_ids))
+        examples = Examples(Example(window.input_ids, 0, "") for _, window in windows)
+        self.loaded.check_token(max(max(window.input_ids) for _, window in windows), "a text")
+        order = np.argsort(-examples.lengths, kind="stable").tolist()
         verdicts: list[list[Verdict]] = [[] for _ in questions]
-        while windows:
+        while order:
             # The first is the longest: as wide as it are all of the batch.
-            count = max(1, BATCH_TOKENS // len(windows[0][1].input_ids))
-            batch, windows = windows[:count], windows[count:]
-            contexts = [questions[number].context for number, _ in batch]
-            log_probabilities = self._log_probabilities([window for _, window in batch])
-            judged = judge_windows(
-                log_probabilities, [window for _, window in batch], contexts, self._top_k
+            count = max(1, BATCH_TOKENS // int(examples.lengths[order[0]]))
+            numbers, order = order[:count], order[count:]
+            log_probabilities = place_log_probabilities(
+                self.loaded.model, *ids_and_lengths(examples.batch(numbers), self.compute)
             )
-            for (number, _), verdict in zip(batch, judged, strict=True):
-                verdicts[number].append(verdict)
+            owners, parts = zip(*(windows[number] for number in numbers), strict=True)
+            contexts = [questions[owner].context for owner in owners]
+            judged = judge_windows(log_probabilities, parts, contexts, self._top_k)
+            for owner, verdict in zip(owners, judged, strict=True):
+                verdicts[owner].append(verdict)
         return [judge_question(parts, self._top_k) for parts in verdicts]
-
-    def _log_probabilities(self, windows: list[Window]) -> torch.Tensor:
-        lengths = [len(window.input_ids) for window in windows]
-        input_ids = torch.zeros(len(windows), max(lengths), dtype=torch.long)
-        for row, window in enumerate(windows):
-            input_ids[row, : lengths[row]] = torch.tensor(window.input_ids)
-        vocab_size = self.loaded.model.config.vocab_size
-        if int(input_ids.max()) >= vocab_size:
-            raise ModelError(
-                f"{self.loaded.name}: its tokenizer makes token {int(input_ids.max())} of a text, but "
-                f"the model knows {vocab_size} tokens. They do not belong together."
-            )
-        device = self.compute.device
-        return place_log_probabilities(
-            self.loaded.model, input_ids.to(device), torch.tensor(lengths, device=device)
-        )
 
 
 def read_questions(

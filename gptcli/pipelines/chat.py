@@ -11,7 +11,8 @@ from typing import Any
 
 from gptcli.config.schema import MAX_SEED, GenerationSettings, RuntimeSettings
 from gptcli.data.batches import mix
-from gptcli.errors import ConfigError, DataError, ModelError
+from gptcli.data.input_rows import check_unicode
+from gptcli.errors import ConfigError, DataError
 from gptcli.files import write_text, writing_to
 from gptcli.generation.conversation import ChatFormat, Conversation, ReplyStream
 from gptcli.generation.decoder import END_OF_TEXT, Finished, TextStream, continue_prompt
@@ -59,7 +60,7 @@ class Chat:
         Raises ModelError, EnvironmentProblem; ConfigError if the context leaves no room to talk.
         """
         if system is not None:
-            _check_unicode(system, ConfigError, "--system")
+            check_unicode(system, ConfigError, "--system")
         self.compute = choose_compute(runtime, for_training=False)
         self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
         self._sampling = Sampling(
@@ -99,7 +100,7 @@ class Chat:
         then belongs to the conversation; if it is nothing, the message does not either.
         Raises DataError, naming `where`, for a message that is no text or does not fit; ModelError.
         """
-        _check_unicode(text, DataError, where)
+        check_unicode(text, DataError, where)
         prompt = self.conversation.prompt(
             text,
             self._format,
@@ -107,7 +108,7 @@ class Chat:
             max_new_tokens=self.max_new_tokens,
             where=where,
         )
-        self._check_vocabulary(prompt.ids)
+        self.loaded.check_token(max(prompt.ids), "a message")
         tokenizer = self.loaded.tokenizer
         decoded = TextStream(tokenizer, prompt.ids)
         shown = ReplyStream(self._format.stops)
@@ -160,7 +161,7 @@ class Chat:
         """Say before anybody types that a template fails, or that no message would fit."""
         shortest = [*self.conversation.messages, {"role": "user", "content": "Hi"}]
         ids = self._format.token_ids(shortest, asks_for_reply=True)
-        self._check_vocabulary(ids)
+        self.loaded.check_token(max(ids), "a message")
         if len(ids) + self.max_new_tokens > self.context_length:
             beside = " with --system" if len(shortest) > 1 else ""
             raise ConfigError(
@@ -168,21 +169,3 @@ class Chat:
                 f"shortest message{beside} ({len(ids)}) and a reply (--max-new-tokens "
                 f"{self.max_new_tokens})."
             )
-
-    def _check_vocabulary(self, ids: list[int]) -> None:
-        vocab_size = self.loaded.model.config.vocab_size
-        if max(ids) >= vocab_size:
-            raise ModelError(
-                f"{self.loaded.name}: its tokenizer makes token {max(ids)} of a message, but the model "
-                f"knows {vocab_size} tokens. They do not belong together."
-            )
-
-
-def _check_unicode(text: str, error: type[ConfigError | DataError], where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        # Bytes of an argument or a terminal that are not UTF-8.
-        raise error(
-            f"{where} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
-        ) from None

@@ -22,8 +22,9 @@ from gptcli.data.input_rows import InputText
 from gptcli.data.labelled_texts import Objective
 from gptcli.errors import ConfigError, DataError, ModelError
 from gptcli.evaluation.label_likelihood import DEFAULT_TEMPLATE, LabelLikelihood
-from gptcli.models.loading import LoadedModel, find_model, label_names, load_model
-from gptcli.tasks.classification import PROBLEM_TYPES, class_logits, ids_and_lengths, text_ids
+from gptcli.models.loading import PROBLEM_TYPES, LoadedModel, find_model, label_names, load_model
+from gptcli.tasks.assembly import ids_and_lengths
+from gptcli.tasks.classification import class_logits, text_ids
 from gptcli.training.device import choose_compute
 
 # The first windows are small, so that the first results come soon.
@@ -166,7 +167,7 @@ class Classifier:
         """Return (rows, labels): probabilities, or the number of regression."""
         encoded = self._encode(rows)
         self.counts.cut += sum(is_cut for _, is_cut in encoded)
-        self._check_tokens(max((max(ids) for ids, _ in encoded), default=0))
+        self._loaded.check_token(max((max(ids) for ids, _ in encoded), default=0), "a text")
         examples = Examples(Example(ids, 0, "") for ids, _ in encoded)
         outputs = np.zeros((len(rows), len(self.labels)), np.float32)
         for numbers, width in self._batches(examples.lengths):
@@ -212,14 +213,6 @@ class Classifier:
                 return logits.sigmoid()
             case "regression":
                 return logits
-
-    def _check_tokens(self, largest: int) -> None:
-        vocab_size = self._loaded.model.config.vocab_size
-        if largest >= vocab_size:
-            raise ModelError(
-                f"{self._loaded.name}: its tokenizer makes token {largest} of a text, but the model "
-                f"knows {vocab_size} tokens. They do not belong together."
-            )
 
 
 def _rounded_up(length: int) -> int:

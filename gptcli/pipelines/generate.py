@@ -9,7 +9,8 @@ from typing import Any
 
 from gptcli.config.schema import MAX_SEED, GenerationSettings, RuntimeSettings
 from gptcli.data.batches import mix
-from gptcli.errors import ConfigError, DataError, ModelError
+from gptcli.data.input_rows import check_unicode
+from gptcli.errors import ConfigError, DataError
 from gptcli.generation.decoder import Finished, TextStream, continue_prompt
 from gptcli.generation.prompts import Prompt
 from gptcli.generation.sampling import Sampling
@@ -80,13 +81,7 @@ class Generator:
         tokenizer = self.loaded.tokenizer
         error = ConfigError if prompt.origin is None else DataError
         where = "The prompt" if prompt.origin is None else f"{prompt.origin}: the prompt"
-        try:
-            prompt.text.encode()
-        except UnicodeEncodeError as problem:
-            # An argument's bytes that are not UTF-8, or \ud800 in JSON.
-            raise error(
-                f"{where} is not valid Unicode at character {problem.start + 1:,}. Write it as UTF-8."
-            ) from None
+        check_unicode(prompt.text, error, where)
         prompt_ids = tokenizer.encode(prompt.text, add_special_tokens=False)
         if len(prompt_ids) >= self.context_length:
             raise error(
@@ -105,12 +100,7 @@ class Generator:
                 "leaves no room for new ones. Raise it, or use --max-new-tokens."
             )
         prompt_ids = prompt_ids or [tokenizer.eos_token_id]
-        vocab_size = self.loaded.model.config.vocab_size
-        if max(prompt_ids) >= vocab_size:
-            raise ModelError(
-                f"{self.loaded.name}: its tokenizer makes token {max(prompt_ids)} of a prompt, but the "
-                f"model knows {vocab_size} tokens. They do not belong together."
-            )
+        self.loaded.check_token(max(prompt_ids), "a prompt")
         return PromptRun(prompt, prompt_ids, max_new_tokens)
 
     def run(

@@ -11,7 +11,7 @@ from gptcli.data.preparation import PreparationProgress
 from gptcli.tasks.table import build_job
 from gptcli.training.checkpoint import newest_whole
 from gptcli.training.device import Compute, choose_compute
-from gptcli.training.job import DataSize, Job
+from gptcli.training.job import DataSize, Job, count_parameters
 from gptcli.training.loop import Progress
 from gptcli.training.run import Note, TrainingEvent, TrainingRun, check_settings_match
 from gptcli.training.run_folder import RunFolder
@@ -128,7 +128,7 @@ def _result(folder: RunFolder, job: Job, progress: Progress, ended: str) -> Trai
         ended=ended,
         limit=None if is_dry else getattr(training, limit),
         step=progress.step,
-        parameters=sum(parameter.numel() for parameter in job.model.parameters()),
+        parameters=count_parameters(job.model),
         train=job.train,
         validation=job.validation,
         epochs=steps / job.steps_per_epoch,

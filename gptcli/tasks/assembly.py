@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import Settings
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Batch, target_tokens
 from gptcli.data.examples import Examples
 from gptcli.data.items import ItemReport, LengthLimit
 from gptcli.data.preparation import PreparationProgress
@@ -154,14 +154,45 @@ def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest:
     return max(1, min(settings.training.batch_size, AUTO_NUMBERS // (per_token * longest)))
 
 
-def summed_token_loss(
-    model: Any, batch: Batch, compute: Compute, label_smoothing: float = 0.0
-) -> Tensor:
-    """Return the sum of the losses of a token-by-token batch's targets."""
+def ids_and_lengths(batch: Batch, compute: Compute) -> tuple[Tensor, Tensor]:
+    """Return both on the device."""
     input_ids = torch.from_numpy(batch.input_ids).to(compute.device, non_blocking=True)
-    targets = torch.from_numpy(batch.targets).to(compute.device, non_blocking=True)
-    # No attention mask: padding is on the right, where causal attention never looks, and a mask would
-    # leave the fast attention path.
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    # Smoothing is for learning; scores are of the plain loss.
-    return summed_cross_entropy(logits, targets, label_smoothing if model.training else 0.0)
+    lengths = torch.from_numpy(batch.lengths).to(compute.device, non_blocking=True)
+    return input_ids, lengths
+
+
+class Batches(Protocol):
+    """The batches of a run, without end."""
+
+    def batch(self, step: int) -> Batch: ...
+
+    def describe(self, step: int) -> str: ...
+
+
+class TokenTask:
+    """What the tasks have in common that learn which token comes next."""
+
+    best_by = "loss"
+
+    def __init__(self, batches: Batches, compute: Compute, label_smoothing: float) -> None:
+        self._batches = batches
+        self._compute = compute
+        self._label_smoothing = label_smoothing
+
+    def batch(self, step: int) -> Batch:
+        return self._batches.batch(step)
+
+    def describe_batch(self, step: int) -> str:
+        return self._batches.describe(step)
+
+    def target_weight(self, batch: Batch) -> float:
+        return target_tokens(batch)
+
+    def summed_loss(self, model: Any, batch: Batch) -> Tensor:
+        input_ids = torch.from_numpy(batch.input_ids).to(self._compute.device, non_blocking=True)
+        targets = torch.from_numpy(batch.targets).to(self._compute.device, non_blocking=True)
+        # No attention mask: padding is on the right, where causal attention never looks, and a mask
+        # would leave the fast attention path.
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        # Smoothing is for learning; scores are of the plain loss.
+        return summed_cross_entropy(logits, targets, self._label_smoothing if model.training else 0.0)

@@ -31,24 +31,20 @@ from gptcli.data.labelled_texts import LabelledText, LabelledTexts, Objective, l
 from gptcli.data.tokenizing import encode_batch
 from gptcli.errors import ConfigError
 from gptcli.evaluation.classification import score_label_sets, score_labels, score_numbers
+from gptcli.models.loading import PROBLEM_TYPES
 from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
     Notify,
     TaskData,
     assemble_job,
     choose_tokenizer,
+    ids_and_lengths,
 )
 from gptcli.training.device import Compute
 from gptcli.training.job import Evaluation, Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-PROBLEM_TYPES: dict[Objective, str] = {
-    "single-label": "single_label_classification",
-    "multi-label": "multi_label_classification",
-    "regression": "regression",
-}
 
 
 def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -169,13 +165,6 @@ class Classification:
             name: scores.pop(name) for name in ("per_label", "confusion") if name in scores
         }
         return Evaluation({"loss": loss, **scores}, details)
-
-
-def ids_and_lengths(batch: Batch, compute: Compute) -> tuple[Tensor, Tensor]:
-    """Return both on the device."""
-    input_ids = torch.from_numpy(batch.input_ids).to(compute.device, non_blocking=True)
-    lengths = torch.from_numpy(batch.lengths).to(compute.device, non_blocking=True)
-    return input_ids, lengths
 
 
 def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:

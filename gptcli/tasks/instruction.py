@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from gptcli.config.schema import Settings
-from gptcli.data.batches import IGNORED, Batch, target_tokens
+from gptcli.data.batches import IGNORED
 from gptcli.data.conversations import ConversationItem, parse_conversations
 from gptcli.data.examples import Example, ExampleBatches, Examples, evaluation_batches
 from gptcli.data.items import LengthLimit, read_items, report_items, shortened
@@ -21,13 +21,7 @@ from gptcli.errors import ModelError
 from gptcli.evaluation.perplexity import score_text
 from gptcli.generation.conversation import DEFAULT_CHAT_TEMPLATE, ChatFormat
 from gptcli.models.starting import StartingModel
-from gptcli.tasks.assembly import (
-    Notify,
-    TaskData,
-    assemble_job,
-    choose_tokenizer,
-    summed_token_loss,
-)
+from gptcli.tasks.assembly import Notify, TaskData, TokenTask, assemble_job, choose_tokenizer
 from gptcli.training.device import Compute
 from gptcli.training.job import Evaluation, Job
 
@@ -35,10 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Instruction:
+class Instruction(TokenTask):
     """Learns the assistant's words in the conversations of `batches`."""
-
-    best_by = "loss"
 
     def __init__(
         self,
@@ -49,23 +41,9 @@ class Instruction:
         label_smoothing: float = 0.0,
     ) -> None:
         """validation_bytes: UTF-8 bytes of what is learnt of the held-out conversations."""
-        self._batches = batches
+        super().__init__(batches, compute, label_smoothing)
         self._validation = validation
         self._validation_bytes = validation_bytes
-        self._compute = compute
-        self._label_smoothing = label_smoothing
-
-    def batch(self, step: int) -> Batch:
-        return self._batches.batch(step)
-
-    def describe_batch(self, step: int) -> str:
-        return self._batches.describe(step)
-
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return summed_token_loss(model, batch, self._compute, self._label_smoothing)
-
-    def target_weight(self, batch: Batch) -> float:
-        return target_tokens(batch)
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]

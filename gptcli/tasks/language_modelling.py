@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from gptcli.config.schema import Settings
-from gptcli.data.batches import Batch, TrainingBatches, evaluation_batches, target_tokens
+from gptcli.data.batches import TrainingBatches, evaluation_batches
 from gptcli.data.preparation import prepare_text
 from gptcli.data.token_store import TokenStore
 from gptcli.errors import DataError
 from gptcli.evaluation.perplexity import score_text
 from gptcli.models.starting import StartingModel
-from gptcli.tasks.assembly import Notify, TaskData, assemble_job, summed_token_loss
+from gptcli.tasks.assembly import Notify, TaskData, TokenTask, assemble_job
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, Evaluation, Job
 
@@ -46,10 +46,8 @@ class HeldOutText:
         return max(1, len(str(scored).encode()))
 
 
-class LanguageModelling:
+class LanguageModelling(TokenTask):
     """Pretraining, and going on with it: every token of the text is predicted from those before it."""
-
-    best_by = "loss"
 
     def __init__(
         self,
@@ -58,22 +56,8 @@ class LanguageModelling:
         held_out: HeldOutText | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self._batches = batches
-        self._compute = compute
+        super().__init__(batches, compute, label_smoothing)
         self._held_out = held_out
-        self._label_smoothing = label_smoothing
-
-    def batch(self, step: int) -> Batch:
-        return self._batches.batch(step)
-
-    def describe_batch(self, step: int) -> str:
-        return self._batches.describe(step)
-
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return summed_token_loss(model, batch, self._compute, self._label_smoothing)
-
-    def target_weight(self, batch: Batch) -> float:
-        return target_tokens(batch)
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]

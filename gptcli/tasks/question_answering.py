@@ -35,7 +35,13 @@ from gptcli.evaluation.question_answering import (
 )
 from gptcli.models.loading import ANSWER_THRESHOLD
 from gptcli.models.starting import StartingModel
-from gptcli.tasks.assembly import Notify, TaskData, assemble_job, choose_tokenizer
+from gptcli.tasks.assembly import (
+    Notify,
+    TaskData,
+    assemble_job,
+    choose_tokenizer,
+    ids_and_lengths,
+)
 from gptcli.training.device import Compute
 from gptcli.training.job import Evaluation, Job
 
@@ -182,9 +188,7 @@ class QuestionAnswering:
         return self._summed_loss(self._log_probabilities(model, batch), batch, smoothing)
 
     def _log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
-        input_ids = torch.from_numpy(batch.input_ids).to(self._compute.device, non_blocking=True)
-        lengths = torch.from_numpy(batch.lengths).to(self._compute.device, non_blocking=True)
-        return place_log_probabilities(model, input_ids, lengths)
+        return place_log_probabilities(model, *ids_and_lengths(batch, self._compute))
 
     def _summed_loss(self, log_probabilities: Tensor, batch: Batch, smoothing: float) -> Tensor:
         device = log_probabilities.device

@@ -73,3 +73,8 @@ class Job:
     """data.json: what became of all that was read."""
     summary: list[tuple[str, str]]
     """The data, for people: (what, how much)."""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights, those shared by embedding and head once."""
+    return sum(parameter.numel() for parameter in model.parameters())

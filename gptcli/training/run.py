@@ -44,7 +44,7 @@ from gptcli.training.checkpoint import (
     step_of,
 )
 from gptcli.training.device import Compute
-from gptcli.training.job import Evaluation, Job
+from gptcli.training.job import Evaluation, Job, count_parameters
 from gptcli.training.loop import (
     MicroBatchHalved,
     Progress,
@@ -199,7 +199,7 @@ class TrainingRun:
     @property
     def parameters(self) -> int:
         """Weights of the model, those shared by embedding and head once."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        return count_parameters(self._model)
 
     @property
     def trained_parameters(self) -> int:

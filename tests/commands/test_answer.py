@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2ForQuestionAnswering, PreTrainedTokenizerFast
 
-from gptcli.cli import main
 from gptcli.config.schema import ModelSettings
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
+from tests.commands.conftest import Result, Run, refused
 from tests.conftest import TEXT, Cli
 
 CAT = "The cat 🦉 sat on the mat."
-
-
-class Result(NamedTuple):
-    """What a command printed, and its exit code."""
-
-    stdout: str
-    stderr: str
-    code: int
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -54,23 +36,6 @@ def qa_folder(
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `gptcli` in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["gptcli", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        captured = capsys.readouterr()
-        return Result(captured.out, captured.err, caught.value.code)
-
-    return run
-
-
-@pytest.fixture
 def answer(run: Run, qa_folder: Path) -> Run:
     """Run `gptcli answer --model` with the tiny model."""
 
@@ -78,14 +43,6 @@ def answer(run: Run, qa_folder: Path) -> Run:
         return run("answer", "--model", qa_folder, *arguments, stdin=stdin)
 
     return answer
-
-
-def refused(result: Result, code: int) -> str:
-    """Return the one line that a command was refused with."""
-    assert (result.code, result.stdout) == (code, "")
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
 
 
 def hugging_face_answer(folder: Path, question: str, context: str) -> tuple[str, float]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from gptcli.generation.conversation import DEFAULT_CHAT_TEMPLATE
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from gptcli.pipelines.chat import Chat
+from tests.commands.conftest import Result, Run
 from tests.conftest import TEXT
 from tests.test_cli import command, environment, run_main
 
@@ -39,26 +40,6 @@ NOTE = (
     "Note: {} has no chat template: it was not tuned for conversation, and continues text rather than "
     "answers."
 )
-
-
-class Talk(NamedTuple):
-    """What a command printed, and its exit code."""
-
-    stdout: str
-    stderr: str
-    code: int
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-    @property
-    def notes(self) -> list[str]:
-        return self.stderr.splitlines()
-
-
-Run = Callable[..., Talk]
-"""Takes a model folder, options of the command, and what is typed or piped."""
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +106,12 @@ def random_model(make_model: MakeModel) -> Path:
 
 
 @pytest.fixture
-def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `gptcli chat` in this process, with standard input from a pipe."""
-    monkeypatch.chdir(tmp_path)
+def piped(run: Run) -> Run:
+    """Run `gptcli chat` with a model, with standard input from a pipe."""
 
-    def piped(model: Path, *options: str | Path, stdin: str | bytes = "") -> Talk:
+    def piped(model: Path, *options: str | Path, stdin: str | bytes = "") -> Result:
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        code = run_main(monkeypatch, "chat", "--model", str(model), "--seed", "1", *map(str, options))
-        captured = capsys.readouterr()
-        return Talk(captured.out, captured.err, code)
+        return run("chat", "--model", model, "--seed", "1", *options, stdin=data)
 
     return piped
 
@@ -147,11 +124,11 @@ def terminal(
     monkeypatch.chdir(tmp_path)
     keyboard, side = pty.openpty()
 
-    def terminal(model: Path, *options: str | Path, typed: str) -> Talk:
+    def terminal(model: Path, *options: str | Path, typed: str) -> Result:
         os.write(keyboard, typed.encode())
         code = run_main(monkeypatch, "chat", "--model", str(model), "--seed", "1", *map(str, options))
         captured = capsys.readouterr()
-        return Talk(captured.out, captured.err, code)
+        return Result(captured.out, captured.err, code)
 
     with os.fdopen(side, encoding="utf-8") as file, monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", file)

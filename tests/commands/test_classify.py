@@ -27,11 +27,10 @@ from gptcli.config.schema import ModelSettings
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.loading import set_labels
 from gptcli.models.saving import save_model
-from tests.commands.test_generate import Result, refused
+from tests.commands.conftest import Result, Run, refused
 from tests.conftest import REPOSITORY, SENTENCES
 from tests.test_cli import command, environment
 
-Classify = Callable[..., Result]
 LABELS = ["bad", "fair", "good"]
 
 
@@ -62,24 +61,17 @@ def classifier(save_classifier: Callable[[Sequence[str], str], Path]) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Classify:
-    """Run `gptcli classify` in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
+def run(run: Run) -> Run:
+    """Run `gptcli classify`."""
 
-    def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["gptcli", "classify", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        captured = capsys.readouterr()
-        return Result(captured.out, captured.err, caught.value.code)
+    def classify(*arguments: str | Path, stdin: bytes = b"") -> Result:
+        return run("classify", *arguments, stdin=stdin)
 
-    return run
+    return classify
 
 
 @pytest.fixture
-def classify(run: Classify, classifier: Path) -> Classify:
+def classify(run: Run, classifier: Path) -> Run:
     def classify(*arguments: str | Path, stdin: bytes = b"") -> Result:
         return run("--model", classifier, *arguments, stdin=stdin)
 
@@ -93,7 +85,7 @@ def csv_rows(text: str) -> list[dict[str, str]]:
 # One text
 
 
-def test_a_text_gets_its_labels_with_their_probabilities(classify: Classify) -> None:
+def test_a_text_gets_its_labels_with_their_probabilities(classify: Run) -> None:
     result = classify("The cat")
     assert (result.stderr, result.code) == ("", 0)
     shown = [line.split() for line in result.stdout.splitlines()]
@@ -106,14 +98,14 @@ def test_a_text_gets_its_labels_with_their_probabilities(classify: Classify) -> 
     assert row["probability"] == max(row["probabilities"].values())
 
 
-def test_the_likeliest_labels_are_shown_alone_if_asked_for(classify: Classify) -> None:
+def test_the_likeliest_labels_are_shown_alone_if_asked_for(classify: Run) -> None:
     full = classify("The cat")
     assert classify("The cat", "--top-k", "2").stdout.splitlines() == full.stdout.splitlines()[:2]
     (row,) = classify("The cat", "--top-k", "2", "--json").rows
     assert len(row["probabilities"]) == 2
 
 
-def test_a_pair_is_classified_as_a_pair(classify: Classify) -> None:
+def test_a_pair_is_classified_as_a_pair(classify: Run) -> None:
     (pair,) = classify("The cat", "--text-pair", "The dog", "--json").rows
     assert (pair["text"], pair["text_pair"]) == ("The cat", "The dog")
     (joined,) = classify("The cat<|endoftext|>The dog", "--json").rows
@@ -121,7 +113,7 @@ def test_a_pair_is_classified_as_a_pair(classify: Classify) -> None:
 
 
 def test_several_labels_are_starred_and_listed(
-    run: Classify, save_classifier: Callable[[Sequence[str], str], Path]
+    run: Run, save_classifier: Callable[[Sequence[str], str], Path]
 ) -> None:
     folder = save_classifier(LABELS, "multi_label_classification")
     (row,) = run("The cat", "--model", folder, "--json", "--threshold", "0.3").rows
@@ -139,7 +131,7 @@ def test_several_labels_are_starred_and_listed(
 
 
 def test_regression_gives_a_number(
-    run: Classify, save_classifier: Callable[[Sequence[str], str], Path]
+    run: Run, save_classifier: Callable[[Sequence[str], str], Path]
 ) -> None:
     folder = save_classifier(["stars"], "regression")
     (row,) = run("The cat", "--model", folder, "--json").rows
@@ -150,7 +142,7 @@ def test_regression_gives_a_number(
     assert "--top-k is for labels" in refused(run("x", "--model", folder, "--top-k", "1"), 2)
 
 
-def test_labels_of_ones_own_need_no_training(run: Classify, model_folder: Path) -> None:
+def test_labels_of_ones_own_need_no_training(run: Run, model_folder: Path) -> None:
     (row,) = run("The cat", "--model", model_folder, "--labels", "happy, on the roof", "--json").rows
     assert sorted(row["probabilities"]) == ["happy", "on the roof"]
     # \n stands for a line feed, as it does not in a shell's quotes.
@@ -176,7 +168,7 @@ INPUTS = {
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("is_piped", [False, True])
 def test_rows_keep_their_columns_and_their_order(
-    classify: Classify, tmp_path: Path, name: str, is_piped: bool
+    classify: Run, tmp_path: Path, name: str, is_piped: bool
 ) -> None:
     (tmp_path / name).write_bytes(INPUTS[name].encode())
     source = ["-", "--input-format", name.partition(".")[2]] if is_piped else [name]
@@ -193,7 +185,7 @@ def test_rows_keep_their_columns_and_their_order(
     assert last["probabilities"] == classify("深圳", "--json").rows[0]["probabilities"]
 
 
-def test_lines_of_text_are_rows_blank_ones_too(classify: Classify) -> None:
+def test_lines_of_text_are_rows_blank_ones_too(classify: Run) -> None:
     result = classify("-", stdin="\ufeffThe cat\r\n\n  深圳 \n".encode())
     assert [row["text"] for row in result.rows] == ["The cat", "", "  深圳 "]
     assert [row["predicted_label"] is None for row in result.rows] == [False, True, False]
@@ -201,7 +193,7 @@ def test_lines_of_text_are_rows_blank_ones_too(classify: Classify) -> None:
     assert result.rows[2]["probabilities"] == classify("深圳", "--json").rows[0]["probabilities"]
 
 
-def test_a_csv_file_comes_out_as_it_went_in_with_new_columns(classify: Classify, tmp_path: Path) -> None:
+def test_a_csv_file_comes_out_as_it_went_in_with_new_columns(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(INPUTS["a.csv"].encode())
     result = classify("--input", "a.csv", "--output", "b.csv")
     assert (result.stdout, result.code) == ("", 0)
@@ -219,7 +211,7 @@ def test_a_csv_file_comes_out_as_it_went_in_with_new_columns(classify: Classify,
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "b.csv"]
 
 
-def test_formats_are_turned_into_each_other(classify: Classify, tmp_path: Path) -> None:
+def test_formats_are_turned_into_each_other(classify: Run, tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2], "tags": [["a", "b"], None], "text": ["The cat", "深圳"]})
     pq.write_table(table, tmp_path / "a.parquet")
     classify("--input", "a.parquet", "--output", "a.jsonl")
@@ -231,7 +223,7 @@ def test_formats_are_turned_into_each_other(classify: Classify, tmp_path: Path) 
     assert second["predicted_label"] == rows[1]["predicted_label"]
 
 
-def test_pairs_and_columns_of_other_names_come_from_a_file(classify: Classify, tmp_path: Path) -> None:
+def test_pairs_and_columns_of_other_names_come_from_a_file(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("review,title\nThe cat,The dog\nThe cat,\n")
     options = ("--text-column", "review", "--text-pair-column", "title")
     pair, blank = classify("--input", "a.csv", *options).rows
@@ -242,7 +234,7 @@ def test_pairs_and_columns_of_other_names_come_from_a_file(classify: Classify, t
     assert classify("--input", "a.csv", "--config", "a.yaml").rows == [pair, blank]
 
 
-def test_a_file_is_summed_up_for_people_and_for_programs(classify: Classify, tmp_path: Path) -> None:
+def test_a_file_is_summed_up_for_people_and_for_programs(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat\n\n" + "1" * 40 + "\n")
     shown = classify("--input", "a.txt", "--output", "a.jsonl")
     assert shown.stdout == ""
@@ -257,7 +249,7 @@ def test_a_file_is_summed_up_for_people_and_for_programs(classify: Classify, tmp
     assert facts == {"output": "a.jsonl", "rows": 3, "blank": 1, "cut": 1}
 
 
-def test_what_json_cannot_say_is_written_so_that_it_can(classify: Classify) -> None:
+def test_what_json_cannot_say_is_written_so_that_it_can(classify: Run) -> None:
     lines = b'{"text": "x", "a": NaN, "b": [Infinity], "c": "\\ud83d"}\n'
     (row,) = classify("-", "--input-format", "jsonl", stdin=lines).rows
     assert (row["a"], row["b"], row["c"]) == (None, [None], "\ud83d")
@@ -266,7 +258,7 @@ def test_what_json_cannot_say_is_written_so_that_it_can(classify: Classify) -> N
 # What goes wrong
 
 
-def test_a_bad_row_is_named_before_any_work_on_a_file(classify: Classify, tmp_path: Path) -> None:
+def test_a_bad_row_is_named_before_any_work_on_a_file(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 2000 + "{bad\n")
     (tmp_path / "b.csv").write_text("precious")
     line = refused(classify("--input", "a.jsonl", "--output", "b.csv"), 3)
@@ -275,15 +267,13 @@ def test_a_bad_row_is_named_before_any_work_on_a_file(classify: Classify, tmp_pa
     assert (tmp_path / "b.csv").read_text() == "precious"
 
 
-def test_rows_before_a_bad_one_of_a_stream_are_answered(classify: Classify) -> None:
+def test_rows_before_a_bad_one_of_a_stream_are_answered(classify: Run) -> None:
     result = classify("-", "--input-format", "jsonl", stdin=b'{"text": "x"}\n' * 50 + b"{bad\n")
     assert (len(result.rows), result.code) == (50, 3)
     assert result.stderr.startswith("Error: standard input:51 is not JSON: ")
 
 
-def test_results_before_a_failure_are_kept_under_another_name(
-    classify: Classify, tmp_path: Path
-) -> None:
+def test_results_before_a_failure_are_kept_under_another_name(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("of last week")
     lines = b'{"text": "x"}\n' * 50 + b"{bad\n"
     result = classify("-", "--input-format", "jsonl", "--output", "b.jsonl", stdin=lines)
@@ -307,7 +297,7 @@ def test_results_before_a_failure_are_kept_under_another_name(
     ],
 )
 def test_a_file_that_cannot_be_classified_is_refused_in_one_line(
-    classify: Classify, tmp_path: Path, content: bytes, expected: str
+    classify: Run, tmp_path: Path, content: bytes, expected: str
 ) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     assert expected in refused(classify("--input", "a.csv", "--output-format", "csv"), 3)
@@ -321,9 +311,7 @@ def test_a_file_that_cannot_be_classified_is_refused_in_one_line(
         ('{"text": "x\\ty"}', "tsv", "standard input:1 holds a tab or a line end, which .tsv cannot."),
     ],
 )
-def test_what_a_format_cannot_hold_is_named(
-    classify: Classify, lines: str, kind: str, expected: str
-) -> None:
+def test_what_a_format_cannot_hold_is_named(classify: Run, lines: str, kind: str, expected: str) -> None:
     options = ("--input-format", "jsonl", "--output-format", kind)
     assert expected in refused(classify("-", *options, stdin=lines.encode()), 3)
 
@@ -358,7 +346,7 @@ def test_what_a_format_cannot_hold_is_named(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(
-    classify: Classify, tmp_path: Path, arguments: list[str], expected: str
+    classify: Run, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     for name in ("a.csv", "a.csv.partial", "a.txt"):
         (tmp_path / name).write_text("text\nx\n")
@@ -375,22 +363,20 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
     ],
 )
 def test_a_file_that_is_not_there_or_of_no_kind_is_named(
-    classify: Classify, tmp_path: Path, name: str, expected: str
+    classify: Run, tmp_path: Path, name: str, expected: str
 ) -> None:
     (tmp_path / "a.dat").write_text("text\nx\n")
     assert refused(classify("--input", name), 3).startswith(expected)
     assert len(classify("--input", "a.dat", "--input-format", "csv").rows) == 1
 
 
-def test_a_model_without_a_head_is_refused_with_what_to_do(run: Classify, model_folder: Path) -> None:
+def test_a_model_without_a_head_is_refused_with_what_to_do(run: Run, model_folder: Path) -> None:
     line = refused(run("x", "--model", model_folder), 4)
     assert "has no classification head; fine-tune it with `gptcli finetune`" in line
     assert "or give --labels" in line
 
 
-def test_a_tokenizer_of_another_model_is_refused(
-    run: Classify, classifier: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_of_another_model_is_refused(run: Run, classifier: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(classifier, tmp_path / "mixed"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<mine>"])
@@ -402,13 +388,13 @@ def test_a_tokenizer_of_another_model_is_refused(
 # Streams and signals
 
 
-def test_a_device_is_written_and_not_replaced(classify: Classify) -> None:
+def test_a_device_is_written_and_not_replaced(classify: Run) -> None:
     result = classify("The cat", "--output", os.devnull, "--output-format", "csv")
     assert (result.stdout, result.code) == ("", 0)
     assert not Path(os.devnull).is_file()
 
 
-def test_a_link_stays_a_link(classify: Classify, tmp_path: Path) -> None:
+def test_a_link_stays_a_link(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.csv").symlink_to(tmp_path / "folder" / "b.csv")
     classify("The cat", "--output", "a.csv")

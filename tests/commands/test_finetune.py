@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.cli import main
 from gptcli.models.loading import label_names, load_model
 from tests.conftest import SENTENCES, Cli
+from tests.test_cli import run_main
 
 DATA, CONFIG, MODEL = 3, 2, 4
 CPU = torch.device("cpu")
@@ -44,11 +43,7 @@ def finetune(
         shape = "" if "--model" in arguments else SHAPE
         Path("config.yaml").write_text(shape + SETTINGS.format(task=task, source=source))
         options = ["--config", "config.yaml", "--output-dir", "run", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["gptcli", "finetune", *options])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
+        return run_main(monkeypatch, "finetune", *options), *capsys.readouterr()
 
     return run
 

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gptcli.cli import main
+from tests.commands.conftest import Result, Run, refused
 from tests.conftest import Cli
-
-
-class Result(NamedTuple):
-    """What a command printed, and its exit code."""
-
-    stdout: str
-    stderr: str
-    code: int
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `gptcli` in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["gptcli", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        captured = capsys.readouterr()
-        return Result(captured.out, captured.err, caught.value.code)
-
-    return run
 
 
 @pytest.fixture
@@ -60,14 +24,6 @@ def generate(run: Run, model_folder: Path) -> Run:
         return run("generate", "--model", model_folder, *arguments, stdin=stdin)
 
     return generate
-
-
-def refused(result: Result, code: int) -> str:
-    """Return the one line that a command was refused with."""
-    assert (result.code, result.stdout) == (code, "")
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
 
 
 def hugging_face_greedy(model_folder: Path, prompt: str, max_new_tokens: int) -> str:

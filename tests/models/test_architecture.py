@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gptcli.config.schema import ModelSettings, SizeName
-from gptcli.models.architecture import count_parameters, model_config, new_model
+from gptcli.models.architecture import model_config, new_model
+from gptcli.training.job import count_parameters
 
 GPT2_VOCABULARY = 50_257
 
