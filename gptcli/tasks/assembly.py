@@ -169,10 +169,8 @@ class Batches(Protocol):
     def describe(self, step: int) -> str: ...
 
 
-class TokenTask:
-    """What the tasks have in common that learn which token comes next."""
-
-    best_by = "loss"
+class BatchedTask:
+    """What the tasks have in common: batches that are made elsewhere, and how to learn from them."""
 
     def __init__(self, batches: Batches, compute: Compute, label_smoothing: float) -> None:
         self._batches = batches
@@ -184,6 +182,12 @@ class TokenTask:
 
     def describe_batch(self, step: int) -> str:
         return self._batches.describe(step)
+
+
+class TokenTask(BatchedTask):
+    """What the tasks have in common that learn which token comes next."""
+
+    best_by = "loss"
 
     def target_weight(self, batch: Batch) -> float:
         return target_tokens(batch)

@@ -34,6 +34,7 @@ from gptcli.evaluation.classification import score_label_sets, score_labels, sco
 from gptcli.models.loading import PROBLEM_TYPES
 from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
+    BatchedTask,
     Notify,
     TaskData,
     assemble_job,
@@ -82,7 +83,7 @@ class Targets:
     """Single-label: (labels,), of each in the loss; all 1 if None."""
 
 
-class Classification:
+class Classification(BatchedTask):
     """Learns labels from the examples of `batches`."""
 
     def __init__(
@@ -93,18 +94,10 @@ class Classification:
         compute: Compute,
         label_smoothing: float = 0.0,
     ) -> None:
-        self._batches = batches
+        super().__init__(batches, compute, label_smoothing)
         self._validation = validation
         self._targets = targets
-        self._compute = compute
-        self._label_smoothing = label_smoothing
         self.best_by = "loss" if targets.objective == "regression" else "macro_f1"
-
-    def batch(self, step: int) -> Batch:
-        return self._batches.batch(step)
-
-    def describe_batch(self, step: int) -> str:
-        return self._batches.describe(step)
 
     def target_weight(self, batch: Batch) -> float:
         weights = self._targets.weights

@@ -36,6 +36,7 @@ from gptcli.evaluation.question_answering import (
 from gptcli.models.loading import ANSWER_THRESHOLD
 from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
+    BatchedTask,
     Notify,
     TaskData,
     assemble_job,
@@ -156,7 +157,7 @@ class HeldOut:
     """Of the windows, in the same order."""
 
 
-class QuestionAnswering:
+class QuestionAnswering(BatchedTask):
     """Learns where the answers lie in the windows of `batches`."""
 
     best_by = "f1"
@@ -168,16 +169,8 @@ class QuestionAnswering:
         compute: Compute,
         label_smoothing: float = 0.0,
     ) -> None:
-        self._batches = batches
+        super().__init__(batches, compute, label_smoothing)
         self._validation = validation
-        self._compute = compute
-        self._label_smoothing = label_smoothing
-
-    def batch(self, step: int) -> Batch:
-        return self._batches.batch(step)
-
-    def describe_batch(self, step: int) -> str:
-        return self._batches.describe(step)
 
     def target_weight(self, batch: Batch) -> float:
         return len(batch.targets)
