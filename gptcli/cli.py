@@ -19,6 +19,7 @@ from gptcli.commands.chat import chat
 from gptcli.commands.classify import classify
 from gptcli.commands.data_inspect import inspect
 from gptcli.commands.doctor import doctor
+from gptcli.commands.eval import evaluate
 from gptcli.commands.finetune import finetune
 from gptcli.commands.generate import generate
 from gptcli.commands.pretrain import pretrain
@@ -141,6 +142,8 @@ def _options(
 
 for _command in (pretrain, finetune, generate, chat, classify, answer, doctor):
     app.command()(_guarded(_command))
+
+app.command("eval")(_guarded(evaluate))
 
 _data = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 _data.command()(_guarded(inspect))

@@ -67,3 +67,9 @@ class Diverged(GptcliError):
     """Training produced a loss or a gradient that is not finite."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class BelowThreshold(GptcliError):
+    """A score is worse than --fail-under allows."""
+
+    exit_code = ExitCode.BELOW_THRESHOLD

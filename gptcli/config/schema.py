@@ -64,7 +64,7 @@ def _columns(value: object) -> object:
         return value
     if isinstance(value, list) and len(value) >= 2 and all(isinstance(item, str) for item in value):
         return value
-    raise ValueError("it must be the name of a column, or a list of columns, one a label")
+    raise ValueError("it must be the name of a column, or a list of two columns or more")
 
 
 class ModelSettings(Section):
@@ -362,11 +362,45 @@ class TrainingSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Scores on the held-out text during training."""
+    """Scores: on held-out data during training (the first two settings), and of `gptcli eval`."""
 
     eval_steps: int = Field(250, ge=1, description="Steps between evaluations.")
     max_tokens: int | None = Field(
         None, ge=1, description="Score only the first tokens of the held-out text; all if not set."
+    )
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        description="`gptcli eval` of text: tokens of a window; all that the model takes if not set.",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="`gptcli eval` of text: tokens that the window moves on by; the others stand before "
+        "each scored token. Half of the window if not set.",
+    )
+    separator: str | None = Field(
+        None, description="What stands between documents; an end-of-text token if not set."
+    )
+    detokenizer: Literal["none", "wikitext"] = Field(
+        "none", description="Takes away what a corpus put between words: wikitext for WikiText."
+    )
+    prompt: str = Field(
+        "{query}",
+        min_length=1,
+        description="Test of multiple_choice: the text before a choice, with {column} for a value.",
+    )
+    choices: Annotated[str | list[str], BeforeValidator(_columns)] = Field(
+        "choices",
+        description="Test of multiple_choice: the column with the list of choices, or one for each.",
+    )
+    gold: str = Field(
+        "gold",
+        min_length=1,
+        description="Test of multiple_choice: the column with the right one's number, letter or text.",
+    )
+    first_number: int = Field(
+        0, ge=0, le=1, description="Test of multiple_choice: what the first choice is numbered with."
     )
 
 

@@ -67,12 +67,12 @@ def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterato
 def _pieces_of_text_file(source: FileSource, data: DataSettings, reading: Reading) -> Iterator[Piece]:
     chunks = decoded_chunks(source, data, reading)
     if data.text_unit == "file":
-        yield from _pieces_of_text(chunks)
+        yield from pieces_of_text(chunks)
         return
     for line in lines_of(chunks, str(source)):
         reading.carriage_returns_removed += line.endswith("\r\n")
         end = "\r\n" if line.endswith("\r\n") else "\n"
-        yield from _pieces_of_text(_slices(line.removesuffix(end)))
+        yield from pieces_of_text(_slices(line.removesuffix(end)))
 
 
 # A cut before white space that follows text is exact: in GPT-2's splitting pattern no match crosses it
@@ -85,8 +85,8 @@ _LAST_PUNCTUATION = re.compile(
 )
 
 
-def _pieces_of_text(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Yield one document as pieces, cut where it does not change the tokens."""
+def pieces_of_text(chunks: Iterable[str]) -> Iterator[Piece]:
+    """Yield one document, given in chunks of any size, as pieces; cuts do not change the tokens."""
     held = ""
     for chunk in chunks:
         held += chunk
@@ -114,7 +114,7 @@ def _pieces_of_row(value: object, where: str, data: DataSettings, reading: Readi
     if value is None:
         yield Piece("", True)
     elif isinstance(value, str):
-        yield from _pieces_of_text(_slices(whole_characters(value, where, data, reading)))
+        yield from pieces_of_text(_slices(whole_characters(value, where, data, reading)))
     else:
         raise DataError(f"{where}: the text is {type(value).__name__} {value!r:.60}, not a string.")
 

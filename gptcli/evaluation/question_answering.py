@@ -1,21 +1,29 @@
-"""How well questions are answered: the exact match and F1 of SQuAD, as its published scripts count them.
+"""How well questions are answered: the exact match and F1 of SQuAD, and CMRC for scripts without spaces.
 
 Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text" (v1.1), and 2018,
-"Know What You Don't Know: Unanswerable Questions for SQuAD" (v2.0).
+"Know What You Don't Know: Unanswerable Questions for SQuAD" (v2.0). Cui et al. 2019, "A Span-Extraction
+Dataset for Chinese Machine Reading Comprehension" (CMRC 2018).
 
 1. `normalize_answer` takes away what should not matter: case, punctuation, articles, white space;
 2. `exact_match` and `token_f1` compare an answer with the acceptable ones, and take the best;
-3. `score_answers` averages over questions;
+3. `score_answers` averages over questions, `measure_answers` keeps each question's own scores;
 4. `best_threshold` decides from when on a question is better left unanswered.
 
-The normalization knows English articles, ASCII punctuation and words between spaces. Answers in a
-script without spaces are one token each, whose F1 is the exact match.
+Which rule holds is decided for each pair of a prediction and an acceptable answer:
+
+- If neither has a character of a script without spaces (Han, kana, Thai, Lao, Khmer, Myanmar), that of
+  SQuAD: English articles and ASCII punctuation go, and F1 counts the words that both have, in any order.
+- Else that of CMRC: punctuation of any script and white space go, articles stay, each such character is
+  a token, and so is each word between them. F1 counts the longest run of tokens that both have, and is 1
+  for an exact match. The full stop and comma of East Asia and full-width forms, too, call for this rule:
+  they tell that "308。" is Chinese or Japanese.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +31,25 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.evaluation.bootstrap import Measured, Metric
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+# As parts of a character class: letters, marks and digits. Signs of currency say nothing of the script.
+_UNSPACED = (
+    r"\u2E80-\u2FDF\u3005-\u3007\u3021-\u3029\u3038-\u303C\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF"  # Han
+    r"\U00020000-\U0003FFFF"  # Han
+    r"\u3031-\u3035\u3041-\u309F\u30A1-\u30FA\u30FC-\u30FF\u31F0-\u31FF\uFF66-\uFF9F"  # kana
+    r"\U0001AFF0-\U0001B16F"  # kana
+    r"\u0E01-\u0E3A\u0E40-\u0E4E\u0E50-\u0E59"  # Thai
+    r"\u0E80-\u0EFF"  # Lao
+    r"\u1780-\u17D3\u17D7\u17DC-\u17F9\u19E0-\u19FF"  # Khmer
+    r"\u1000-\u1049\u1050-\u109F\uA9E0-\uA9FE\uAA60-\uAA7F\U000116D0-\U000116E3"  # Myanmar
+)
+# Not the brackets of East Asia: Korean, which has spaces, uses them too.
+_IS_UNSPACED = re.compile(rf"[{_UNSPACED}、。\uFF01-\uFF65]")
+# A zero-width space ends a word, too, though to Python it is no white space.
+_TOKENS = re.compile(rf"[{_UNSPACED}]|[^\s\u200B{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,8 @@ class AnswerScores(QuestionScores):
 def normalize_answer(text: str) -> str:
     """Return the text in lower case, without punctuation and articles, its words between single spaces.
 
-    Punctuation is that of ASCII, as in the published scripts: curly quotes and long dashes stay.
+    So are answers in scripts with spaces compared. Punctuation is that of ASCII, as in the published
+    scripts: curly quotes and long dashes stay.
     """
     # In this order: with its punctuation gone, "A.N." is an article too.
     bare = text.lower().translate(_NO_PUNCTUATION)
@@ -68,22 +94,22 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(predicted: str, answers: Sequence[str]) -> float:
-    """Return 1 if the prediction, normalized, is one of the answers, else 0.
+    """Return 1 if the prediction is one of the answers but for what should not matter, else 0.
 
     answers: those that are acceptable; none if the question is unanswerable. Then only a prediction
-    that is empty when normalized is right.
+    of which nothing is left is right.
     """
-    return float(normalize_answer(predicted) in _acceptable(answers))
+    return _score_answer(predicted, answers)[0]
 
 
 def token_f1(predicted: str, answers: Sequence[str]) -> float:
-    """Return how far the words of the prediction are those of the answer that fits it best, 0 to 1.
+    """Return how far the tokens of the prediction are those of the answer that fits it best, 0 to 1.
 
-    That is 2 * common / (words predicted + words of the answer), repeated words counted as often as
-    both have them. answers: as in `exact_match`; for an unanswerable question the two are equal.
+    That is 2 * common / (tokens predicted + tokens of the answer). Common are the words that both have,
+    repeated ones as often as both have them, or the longest run that both have; see the module.
+    answers: as in `exact_match`; for an unanswerable question the two are equal.
     """
-    words = normalize_answer(predicted).split()
-    return max(_f1(words, answer.split()) for answer in _acceptable(answers))
+    return _score_answer(predicted, answers)[1]
 
 
 def score_answers(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> AnswerScores:
@@ -94,17 +120,7 @@ def score_answers(predictions: Mapping[str, str], answers: Mapping[str, Sequence
     A missing prediction is wrong, also for an unanswerable question: the v1.1 script counts it so, that
     of v2.0 leaves the question out, which would reward leaving out the hard ones.
     """
-    assert answers
-    # (questions, 2): exact match and F1.
-    scores = np.array(
-        [
-            (exact_match(predictions[question], accepted), token_f1(predictions[question], accepted))
-            if question in predictions
-            else (0.0, 0.0)
-            for question, accepted in answers.items()
-        ]
-    )
-    is_answerable = np.array([bool(accepted) for accepted in answers.values()])
+    scores, is_answerable = _score_questions(predictions, answers)
     has_answer = no_answer = None
     if is_answerable.any() and not is_answerable.all():
         has_answer = QuestionScores(*_percentages(scores[is_answerable]))
@@ -116,6 +132,48 @@ def score_answers(predictions: Mapping[str, str], answers: Mapping[str, Sequence
         has_answer=has_answer,
         no_answer=no_answer,
     )
+
+
+def measure_answers(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> Measured:
+    """Return what was measured of each question, in the order of `answers`: at least one.
+
+    Arguments and scores, in percent, are those of `score_answers`. The scores of answerable and of
+    unanswerable questions alone are among the metrics if there are both kinds.
+    """
+    scores, is_answerable = _score_questions(predictions, answers)
+    # Exact match, F1 and how many, first of answerable questions, then of unanswerable ones.
+    rows = np.column_stack([scores, np.ones(len(scores))])
+    items = np.hstack([rows * is_answerable[:, None], rows * ~is_answerable[:, None]])
+    answerable, unanswerable = 0, 1
+
+    def percentage(name: str, definition: str, score: int, kinds: list[int]) -> Metric:
+        def of_kinds(sums: np.ndarray) -> np.ndarray:
+            return np.asarray(sums.reshape(-1, 2, 3)[:, kinds].sum(1))
+
+        return Metric(
+            name,
+            definition,
+            lambda sums: 100 * of_kinds(sums)[:, score] / of_kinds(sums)[:, 2],
+            items_of=lambda sums: of_kinds(sums)[:, 2],
+            whole=100.0,
+        )
+
+    both = [answerable, unanswerable]
+    metrics = [
+        percentage("exact_match", "questions answered to the word, in percent", 0, both),
+        percentage("f1", "mean overlap of words with the right answer, in percent", 1, both),
+    ]
+    if is_answerable.any() and not is_answerable.all():
+        metrics += [
+            percentage(
+                "exact_match_has_answer", "the exact match of answerable questions", 0, [answerable]
+            ),
+            percentage("f1_has_answer", "the F1 of answerable questions", 1, [answerable]),
+            percentage(
+                "exact_match_no_answer", "unanswerable questions left so, in percent", 0, [unanswerable]
+            ),
+        ]
+    return Measured(items, metrics, "questions")
 
 
 def best_threshold(
@@ -157,17 +215,72 @@ def best_threshold(
     return float(threshold), float(mean)
 
 
-def _acceptable(answers: Sequence[str]) -> list[str]:
-    """Return the normalized answers that are not empty, or the empty one if there is no other."""
+def _score_questions(
+    predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (questions, 2) exact match and F1, 0 to 1, and (questions,) whether it has an answer."""
+    assert answers
+    scores = [
+        _score_answer(predictions[question], accepted) if question in predictions else (0.0, 0.0)
+        for question, accepted in answers.items()
+    ]
+    return np.array(scores), np.array([bool(accepted) for accepted in answers.values()])
+
+
+def _score_answer(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Return the best exact match and the best F1 of the prediction with any of the answers.
+
+    Answers of which nothing is left count only if there is no other.
+    """
     assert not isinstance(answers, str)  # It is a sequence of strings, too.
-    return [normal for answer in answers if (normal := normalize_answer(answer))] or [""]
+    acceptable = [answer for answer in answers if not _compare(answer, "")[0]] or [""]
+    exact, f1 = zip(*(_compare(predicted, answer) for answer in acceptable), strict=True)
+    return max(exact), max(f1)
 
 
-def _f1(predicted: list[str], answer: list[str]) -> float:
-    if not predicted or not answer:
-        return float(predicted == answer)
-    common = (Counter(predicted) & Counter(answer)).total()
-    return 2 * common / (len(predicted) + len(answer))
+def _compare(predicted: str, answer: str) -> tuple[float, float]:
+    """Return exact match and F1 of a pair, by the rule for its script."""
+    if _IS_UNSPACED.search(predicted + answer):
+        tokens, right = _characters_and_words(predicted), _characters_and_words(answer)
+        # Spaces in such text mean little: "3 D" is "3D".
+        if "".join(tokens) == "".join(right):
+            return 1.0, 1.0
+        common = _longest_common_run(tokens, right)
+    else:
+        tokens, right = normalize_answer(predicted).split(), normalize_answer(answer).split()
+        if tokens == right:
+            return 1.0, 1.0
+        common = (Counter(tokens) & Counter(right)).total()
+    return 0.0, 2 * common / (len(tokens) + len(right))
+
+
+def _characters_and_words(text: str) -> list[str]:
+    """Return the characters of scripts without spaces, each alone, and the words between them.
+
+    In lower case and without punctuation, which leaves no gap.
+    """
+    bare = "".join(character for character in text.lower() if not _is_punctuation(character))
+    return _TOKENS.findall(bare)
+
+
+def _is_punctuation(character: str) -> bool:
+    # To Unicode, ASCII's "+" and "~" and their full-width forms are none; SQuAD and CMRC take them away.
+    narrow = unicodedata.normalize("NFKC", character)
+    return unicodedata.category(character)[0] == "P" or not narrow.translate(_NO_PUNCTUATION)
+
+
+def _longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return how many tokens the longest run has that both have."""
+    # As one character a token, since Python finds a string in another far faster than we would.
+    codes = {token: chr(code) for code, token in enumerate({*first, *second})}
+    short, long = sorted(
+        ("".join(codes[token] for token in tokens) for tokens in (first, second)), key=len
+    )
+    longest = 0
+    for start in range(len(short)):
+        while start + longest < len(short) and short[start : start + longest + 1] in long:
+            longest += 1
+    return longest
 
 
 def _percentages(scores: np.ndarray) -> tuple[float, float, int]:

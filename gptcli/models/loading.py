@@ -122,7 +122,17 @@ def load_model(
     if found.kind != kind:
         raise ModelError(f"{name} {_WHAT_TO_DO[kind, found.kind]}.")
     model = _load(found, kind, dtype, is_new_head=False)
+    _fuse_activation(model)
     return LoadedModel(model.to(device).eval(), found.tokenizer(), found.name)
+
+
+def _fuse_activation(model: Any) -> None:
+    """Let the model compute GPT-2's gelu_new in one kernel instead of many: the same function."""
+    from torch import nn
+
+    if model.config.activation_function == "gelu_new":
+        for block in model.transformer.h:
+            block.mlp.act = nn.GELU(approximate="tanh")
 
 
 def load_for_training(
@@ -158,6 +168,14 @@ def load_for_training(
 def label_names(config: GPT2Config) -> list[str]:
     """Return the labels of a classifier, in the order of their numbers."""
     return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
+def objective_of(config: GPT2Config) -> Objective:
+    """Return what a classifier has learnt, as transformers takes a model that does not say it."""
+    for objective, name in PROBLEM_TYPES.items():
+        if config.problem_type == name:
+            return objective
+    return "regression" if config.num_labels == 1 else "single-label"
 
 
 def set_labels(config: GPT2Config, labels: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.data.examples import Example, Examples
@@ -22,7 +22,7 @@ from gptcli.data.input_rows import InputText
 from gptcli.data.labelled_texts import Objective
 from gptcli.errors import ConfigError, DataError, ModelError
 from gptcli.evaluation.label_likelihood import DEFAULT_TEMPLATE, LabelLikelihood
-from gptcli.models.loading import PROBLEM_TYPES, LoadedModel, find_model, label_names, load_model
+from gptcli.models.loading import LoadedModel, find_model, label_names, load_model, objective_of
 from gptcli.tasks.assembly import ids_and_lengths
 from gptcli.tasks.classification import class_logits, text_ids
 from gptcli.training.device import choose_compute
@@ -120,13 +120,15 @@ class Classifier:
         else:
             loaded = load_model(*where, kind="classification")
             self._scorer = ClassificationHead(loaded)
-            self.labels, self.objective = label_names(loaded.model.config), _objective(loaded)
+            self.labels, self.objective = (
+                label_names(loaded.model.config),
+                objective_of(loaded.model.config),
+            )
         if len(set(self.labels)) < len(self.labels):
             (name, _), *_ = Counter(self.labels).most_common(1)
             raise ModelError(f"{loaded.name}: two of its labels are called {name!r} (id2label).")
         if threshold is not None and self.objective != "multi-label":
             raise ConfigError(f"--threshold is for several labels a text; {model_name} gives one.")
-        _fuse_activation(loaded.model)
         self._threshold = 0.5 if threshold is None else threshold
         self._loaded = loaded
         self._batch_tokens = BATCH_TOKENS.get(self._compute.device.type, BATCH_TOKENS_GPU)
@@ -223,22 +225,6 @@ def _rounded_up(length: int) -> int:
     """
     step = 1 << max(0, length.bit_length() - 5)
     return -(-length // step) * step
-
-
-def _fuse_activation(model: Any) -> None:
-    """Let the model compute GPT-2's gelu_new in one kernel instead of many: the same function."""
-    if model.config.activation_function == "gelu_new":
-        for block in model.transformer.h:
-            block.mlp.act = nn.GELU(approximate="tanh")
-
-
-def _objective(loaded: LoadedModel) -> Objective:
-    config = loaded.model.config
-    for objective, name in PROBLEM_TYPES.items():
-        if config.problem_type == name:
-            return objective
-    # As transformers takes a model that does not say it.
-    return "regression" if config.num_labels == 1 else "single-label"
 
 
 def _listed(names: list[str]) -> str:

@@ -160,13 +160,19 @@ class Classification(BatchedTask):
         return Evaluation({"loss": loss, **scores}, details)
 
 
-def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
-    """Return the job of learning the labels of the texts in data.source."""
-    start = StartingModel(settings)
+def read_labelled(settings: Settings, notify: Notify) -> tuple[Items[LabelledText], Objective]:
+    """Return the labelled texts of both splits, and what is to be learnt of them."""
     reader = LabelledTexts(settings.training.objective)
     items = read_items(settings, reader.parse, notify, stratum=lambda item: item.labels)
     assert reader.objective is not None
-    targets = _targets(reader.objective, items, settings)
+    return items, reader.objective
+
+
+def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
+    """Return the job of learning the labels of the texts in data.source."""
+    start = StartingModel(settings)
+    items, objective = read_labelled(settings, notify)
+    targets = _targets(objective, items, settings)
     tokenizer = choose_tokenizer(settings, start, (item.text for item in items.train), notify)
     limit = LengthLimit(start.context_length, settings.data.too_long)
     train, validation = (

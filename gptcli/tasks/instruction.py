@@ -90,7 +90,8 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     chat_format = ChatFormat(tokenizer, name)
     limit = LengthLimit(start.context_length, settings.data.too_long)
     train, validation = (
-        _examples(part, chat_format, name, tokenizer, limit) for part in (items.train, items.validation)
+        conversation_examples(part, chat_format, name, tokenizer, limit)
+        for part in (items.train, items.validation)
     )
     sample = "".join(
         f"[[{text}]]" if is_learnt else text
@@ -114,13 +115,17 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     )
 
 
-def _examples(
+def conversation_examples(
     items: list[ConversationItem],
     chat_format: ChatFormat,
     name: str,
     tokenizer: PreTrainedTokenizerFast,
     limit: LengthLimit,
 ) -> Examples:
+    """Return the conversations as tokens, of which the assistant's are targets.
+
+    name: what errors call the model.
+    """
     examples = []
     for item in items:
         ids: list[int] = []

@@ -261,6 +261,18 @@ def _shares(scores: QuestionScores) -> dict[str, float]:
     return {"exact_match": scores.exact_match / 100, "f1": scores.f1 / 100}
 
 
+def read_questions(settings: Settings, notify: Notify) -> tuple[Items[Question], Questions]:
+    """Return the questions of both splits, and the reader with what it counted."""
+    reader = Questions()
+    share = settings.data.validation_fraction
+    items = read_items(
+        settings, reader.parse, notify, group=lambda question: reader.group(question, share)
+    )
+    if items.split_by == "example":
+        items = replace(items, split_by="title" if reader.splits_by_title(share) else "context")
+    return items, reader
+
+
 def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     """Return the job of learning to answer the questions of data.source."""
     start = StartingModel(settings)
@@ -269,13 +281,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
             f"model.context_length is {start.context_length}; question answering needs "
             f"{MIN_CONTEXT_LENGTH} at least."
         )
-    reader = Questions()
-    share = settings.data.validation_fraction
-    items = read_items(
-        settings, reader.parse, notify, group=lambda question: reader.group(question, share)
-    )
-    if items.split_by == "example":
-        items = replace(items, split_by="title" if reader.splits_by_title(share) else "context")
+    items, reader = read_questions(settings, notify)
     tokenizer = choose_tokenizer(settings, start, _texts(items.train), notify)
     windows = Windows(tokenizer, start.context_length, settings)
     train = windows.to_learn(items.train)

@@ -15,7 +15,7 @@ from gptcli.data.examples import ExampleBatches
 from gptcli.data.items import LengthLimit
 from gptcli.errors import DataError, ModelError
 from gptcli.generation.conversation import ChatFormat
-from gptcli.tasks.instruction import Instruction, _examples, segments
+from gptcli.tasks.instruction import Instruction, conversation_examples, segments
 from gptcli.training.device import choose_compute
 from gptcli.training.loop import accumulate_gradients
 
@@ -46,7 +46,7 @@ def test_replies_and_their_end_are_learnt_and_nothing_else(tokenizer: PreTrained
 def test_targets_are_the_next_tokens_of_the_reply(tokenizer: PreTrainedTokenizerFast) -> None:
     chat_format = ChatFormat(tokenizer, "it")
     limit = LengthLimit(100, "cut")
-    batch = _examples([SHORT], chat_format, "it", tokenizer, limit).batch([0])
+    batch = conversation_examples([SHORT], chat_format, "it", tokenizer, limit).batch([0])
     prompt = tokenizer.encode("### Instruction:\nThe cat\n\n### Response:\n")
     reply = [*tokenizer.encode("sat"), tokenizer.eos_token_id]
     assert batch.input_ids[0].tolist() == [*prompt, *reply[:-1]]
@@ -57,7 +57,9 @@ def test_the_prompt_of_a_reply_has_the_tokens_that_chat_gives_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     chat_format = ChatFormat(tokenizer, "it")
-    batch = _examples([LONG], chat_format, "it", tokenizer, LengthLimit(500, "cut")).batch([0])
+    batch = conversation_examples([LONG], chat_format, "it", tokenizer, LengthLimit(500, "cut")).batch(
+        [0]
+    )
     last = chat_format.token_ids(LONG.as_dicts()[:-1], asks_for_reply=True)
     assert batch.input_ids[0, : len(last)].tolist() == last
 
@@ -79,14 +81,16 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(
     dropped: int,
 ) -> None:
     limit = LengthLimit(context_length, rule)
-    made = _examples([SHORT, LONG], ChatFormat(tokenizer, "it"), "it", tokenizer, limit)
+    made = conversation_examples([SHORT, LONG], ChatFormat(tokenizer, "it"), "it", tokenizer, limit)
     assert (len(made), limit.cut, limit.dropped) == (examples, cut, dropped)
     assert all(length <= context_length for length in made.lengths)
 
 
 def test_what_is_too_long_is_refused_with_its_row(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"row 1 has \d+ tokens; model.context_length is 5"):
-        _examples([SHORT], ChatFormat(tokenizer, "it"), "it", tokenizer, LengthLimit(5, "refuse"))
+        conversation_examples(
+            [SHORT], ChatFormat(tokenizer, "it"), "it", tokenizer, LengthLimit(5, "refuse")
+        )
 
 
 def test_a_template_that_rewrites_the_beginning_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -103,7 +107,9 @@ def test_loss_and_gradients_equal_those_of_hugging_face(
     short = ConversationItem("row 3", (("user", "a"), ("assistant", "The old cat")))
     chat_format = ChatFormat(tokenizer, "it")
     model.transformer.wpe = torch.nn.Embedding(64, 32)
-    examples = _examples([SHORT, short], chat_format, "it", tokenizer, LengthLimit(60, "cut"))
+    examples = conversation_examples(
+        [SHORT, short], chat_format, "it", tokenizer, LengthLimit(60, "cut")
+    )
     task = Instruction(ExampleBatches(examples, batch_size=2, seed=0), examples, 1, FP32)
     batch = examples.batch([0, 1])
     reference = copy.deepcopy(model)

@@ -1,0 +1,474 @@
+"""`gptcli eval`: how good a model is, and whether another is better."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gptcli import console
+from gptcli.commands.options import Assignments, Device, Precision
+from gptcli.errors import BelowThreshold, ConfigError
+
+if TYPE_CHECKING:
+    from gptcli.evaluation.bootstrap import Score
+    from gptcli.pipelines.evaluate import Comparison, Evaluator, Report
+    from gptcli.pipelines.evaluate_overlap import Overlap
+
+MAX_ROWS_SHOWN = 12
+MAX_TEXT_SHOWN = 80
+
+
+def evaluate(
+    model: str | None = typer.Option(
+        None, "--model", "-m", help="Run, model folder, checkpoint or hub name."
+    ),
+    data: str | None = typer.Option(
+        None,
+        "--data",
+        metavar="SOURCE",
+        help="What to test on: text, labelled texts or questions, as the model's task is; with "
+        "--benchmark, its file or a folder [default: what the run held out; of a benchmark, the hub].",
+    ),
+    benchmarks: list[str] = typer.Option(
+        [], "--benchmark", "-b", metavar="NAME", help="Benchmark by name, or all; may be repeated."
+    ),
+    compared: tuple[str, str] | None = typer.Option(
+        None,
+        "--compare",
+        metavar="MODEL MODEL",
+        help="Test two models on the same items, and say whether they differ.",
+    ),
+    limit: int | None = typer.Option(
+        None, "--limit", min=1, help="Only the first N items, of BLiMP and bias of each kind."
+    ),
+    fail_under: list[str] = typer.Option(
+        [],
+        "--fail-under",
+        metavar="SCORE=VALUE",
+        help="End with exit code 7 if a score is worse; may be repeated. TEST.SCORE tells tests apart.",
+    ),
+    leaks: bool = typer.Option(
+        False, "--leaks", help="Look for the test's items in the training text of the run."
+    ),
+    copied: int | None = typer.Option(
+        None,
+        "--copied",
+        min=1,
+        metavar="N",
+        help="Generate N texts and look for the longest span that each copies from the training text.",
+    ),
+    train_data: str | None = typer.Option(
+        None,
+        "--train-data",
+        metavar="SOURCE",
+        help="For --leaks and --copied: the training text [default: that of the run].",
+    ),
+    tasks: str | None = typer.Option(
+        None,
+        "--tasks",
+        metavar="NAME,...",
+        help="Tasks of EleutherAI's lm-evaluation-harness (extra: lm-eval).",
+    ),
+    tasks_folder: Path | None = typer.Option(
+        None, "--tasks-folder", metavar="DIR", help="With --tasks: a folder with more of them."
+    ),
+    log_samples: Path | None = typer.Option(
+        None, "--log-samples", metavar="FILE", help="Write every item and the model's answer (.jsonl)."
+    ),
+    output_file: Path | None = typer.Option(
+        None, "--output", metavar="FILE", help="Write the result to this file, as JSON."
+    ),
+    device: Device = None,
+    precision: Precision = None,
+    config: Path | None = typer.Option(
+        None,
+        "--config",
+        "-c",
+        help="YAML file; its data, evaluation and runtime sections are used [default: the run's].",
+    ),
+    assignments: Assignments = [],
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Say how good a model is, with 95% intervals: on held-out data, a file, or benchmarks.
+
+    What is measured follows from the model: perplexity and bits per byte of text; accuracy, F1 and
+    calibration of labels; exact match and F1 of answers. Benchmarks: lambada, hellaswag, arc_easy,
+    arc_challenge, piqa, copa, winogrande, blimp, crows_pairs, winobias, multiple_choice (your own), all.
+    """
+    thresholds = [_threshold(text) for text in fail_under]
+    if (model is None) == (compared is None):
+        raise ConfigError("Give --model MODEL, or --compare MODEL MODEL.")
+    if compared is not None and (tasks or leaks or copied):
+        raise ConfigError("--compare goes without --tasks, --leaks and --copied.")
+    if tasks is None and tasks_folder is not None:
+        raise ConfigError("--tasks-folder goes with --tasks.")
+    if train_data is not None and not (leaks or copied):
+        raise ConfigError("--train-data goes with --leaks or --copied.")
+    if tasks is not None and (data or benchmarks or leaks or copied):
+        raise ConfigError("--tasks brings its own data; leave the other tests out.")
+    names = [model] if compared is None else list(compared)
+    runtime = {"device": device, "precision": precision}
+    files = [file for file in (log_samples, output_file) if file is not None]
+    if files:
+        from gptcli.data.output_rows import check_output
+
+        for file in files:
+            check_output(file, data)
+
+    from gptcli.config.loading import load_settings
+    from gptcli.evaluation.benchmarks.table import choose_benchmarks
+
+    # Before the imports that take seconds.
+    of_options = load_settings(config, assignments, {"runtime": runtime})
+    choose_benchmarks(benchmarks, data, of_options.evaluation)
+
+    from gptcli.hub import quiet_libraries
+    from gptcli.pipelines.evaluate import Evaluator, Request, compare
+    from gptcli.pipelines.tested_data import config_of_run
+
+    quiet_libraries()
+    request = Request(data, tuple(benchmarks), limit)
+    with ExitStack() as stack:
+        display = stack.enter_context(console.ProgressDisplay())
+        show = _Progress(display).show
+        settings = [
+            load_settings(config or config_of_run(str(name)), assignments, {"runtime": runtime})
+            for name in names
+        ]
+        if tasks is not None:
+            from gptcli.pipelines.evaluate_harness import run_harness_tasks
+
+            result = run_harness_tasks(
+                str(model), settings[0].runtime, tasks.split(","), tasks_folder, limit
+            )
+            _give(_with_command(result), output_file, as_json, _harness_lines(result))
+            return
+        write = _sample_writer(log_samples, stack)
+        evaluators = [
+            Evaluator(str(name), of_name, request, show, write(str(name), len(names) > 1))
+            for name, of_name in zip(names, settings, strict=True)
+        ]
+        for name in evaluators[0].skipped:
+            display.say(f"Skipped {name}: no file for it is in {data}.")
+        _check_thresholds(thresholds, evaluators[0])
+        reports = [list(evaluator.run()) for evaluator in evaluators]
+        overlap: Overlap | None = None
+        if leaks or copied:
+            from gptcli.pipelines.evaluate_overlap import look_for_overlap
+
+            overlap = look_for_overlap(
+                evaluators[0], train_data, leaks=leaks, samples=copied, progress=show
+            )
+        comparisons = compare(*reports, seed=settings[0].runtime.seed) if len(names) == 2 else []
+    result = _with_command(_result(evaluators, reports, comparisons, overlap))
+    lines: list[str] = []
+    for evaluator, of_model in zip(evaluators, reports, strict=True):
+        if len(evaluators) > 1:
+            lines += [f"{evaluator.model}:", ""]
+        for report in of_model:
+            lines += [*_report_lines(report), ""]
+    for comparison in comparisons:
+        lines += [*_comparison_lines(comparison, [str(name) for name in names]), ""]
+    if overlap is not None:
+        lines += _overlap_lines(overlap)
+    _give(result, output_file, as_json, lines[:-1])
+    _fail_under(thresholds, reports[-1])
+
+
+@dataclass(frozen=True)
+class _Threshold:
+    test: str | None
+    score: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.test}.{self.score}" if self.test else self.score
+
+
+def _threshold(text: str) -> _Threshold:
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not equals or not name or value != value:
+        raise ConfigError(f"--fail-under {text}: write it as SCORE=VALUE, such as accuracy=0.9.")
+    test, dot, score = name.partition(".")
+    return _Threshold(test, score, value) if dot else _Threshold(None, name, value)
+
+
+def _check_thresholds(thresholds: list[_Threshold], evaluator: Evaluator) -> None:
+    """Raise ConfigError, before any work, for a score that this test is known not to have."""
+    known = evaluator.score_names()
+    for threshold in thresholds:
+        if known is not None and str(threshold) not in known and threshold.score not in known:
+            raise ConfigError(
+                f"--fail-under {threshold}: there is no such score. This test has {', '.join(known)}."
+            )
+
+
+def _fail_under(thresholds: list[_Threshold], reports: list[Report]) -> None:
+    """Raise BelowThreshold for scores that are worse than asked for, ConfigError for unknown ones."""
+    failures = []
+    for threshold in thresholds:
+        found: list[tuple[str, Score]] = [
+            (report.test, score)
+            for report in reports
+            for score in report.scores
+            if score.name == threshold.score and threshold.test in (None, report.test)
+        ]
+        if not found:
+            names = dict.fromkeys(score.name for report in reports for score in report.scores)
+            raise ConfigError(
+                f"--fail-under {threshold}: there is no such score. There are {', '.join(names)}."
+            )
+        for test, score in found:
+            sign = 1 if score.is_better_higher else -1
+            if sign * score.value < sign * threshold.value:
+                side = "below" if score.is_better_higher else "above"
+                failures.append(
+                    f"{test}.{score.name} is {score.value:.6g}, {side} --fail-under {threshold.value:g}."
+                )
+    if failures:
+        raise BelowThreshold(*failures)
+
+
+def _sample_writer(
+    path: Path | None, stack: ExitStack
+) -> Callable[[str, bool], Callable[[dict[str, Any]], None]]:
+    """Return what makes the writer of a model's samples."""
+    if path is None:
+        return lambda model, is_named: lambda sample: None
+    from gptcli.data.output_rows import OutputFile, json_line
+
+    output = stack.enter_context(OutputFile(path))
+
+    def of_model(model: str, is_named: bool) -> Callable[[dict[str, Any]], None]:
+        beside = {"model": model} if is_named else {}
+        return lambda sample: output.write(json_line({**beside, **sample}) + "\n")
+
+    return of_model
+
+
+class _Progress:
+    """Shows how far a test is."""
+
+    def __init__(self, display: console.ProgressDisplay) -> None:
+        self._display = display
+
+    def show(self, what: str, done: int, total: int | None, unit: str) -> None:
+        if self._display.title != what:
+            self._display.start(what, total)
+        of = "" if total is None else f"/{total:,}"
+        self._display.update(done, f"{done:,}{of} {unit}")
+
+
+def _result(
+    evaluators: list[Evaluator],
+    reports: list[list[Report]],
+    comparisons: list[Comparison],
+    overlap: Overlap | None,
+) -> dict[str, Any]:
+    models = [
+        {**evaluator.provenance(), "tests": [report.as_dict() for report in of_model]}
+        for evaluator, of_model in zip(evaluators, reports, strict=True)
+    ]
+    if len(models) > 1:
+        return {"models": models, "comparisons": [item.as_dict() for item in comparisons]}
+    result: dict[str, Any] = models[0]
+    return result | ({} if overlap is None else overlap.as_dict())
+
+
+def _with_command(result: dict[str, Any]) -> dict[str, Any]:
+    return {"command": shlex.join(["gptcli", *sys.argv[1:]]), **result}
+
+
+def _give(result: dict[str, Any], output_file: Path | None, as_json: bool, lines: list[str]) -> None:
+    """Write the result to the file, and print it."""
+    finite = _finite(result)
+    if output_file is not None:
+        from gptcli.data.output_rows import OutputFile
+
+        with OutputFile(output_file) as file:
+            file.write(json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if as_json:
+        console.write_json(finite)
+        return
+    for line in lines:
+        console.write_result(line)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for what is no number, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Return rows as lines: the first column to the left, numbers to the right, the last one open."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  "
+        + "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True)]
+            + [row[-1]]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _report_lines(report: Report) -> list[str]:
+    lines = [f"{report.test}: {report.about}"]
+    lines += console.fact_lines(
+        "", [(name.replace("_", " "), _shown(value)) for name, value in _plain(report)]
+    )[1:]
+    rows = [["", "score", "95% interval", ""]]
+    for score in report.scores:
+        rows.append(
+            [score.name, _number(score.value), _interval(score.low, score.high), score.definition]
+        )
+    lines += _table(rows)
+    lines += _label_lines(report.details)
+    return lines + [f"  Note: {note}" for note in report.notes]
+
+
+def _plain(report: Report) -> list[tuple[str, Any]]:
+    return [
+        (name, value)
+        for name, value in report.conditions.items()
+        if not isinstance(value, dict) and value not in (0, "none")
+    ]
+
+
+def _label_lines(details: dict[str, Any]) -> list[str]:
+    """Return what is known of each label, of confidence and of mistakes."""
+    lines: list[str] = []
+    per_label: dict[str, dict[str, float]] = details.get("per_label", {})
+    if per_label:
+        # Those that it is worst at come first where there are too many to show.
+        worst = sorted(per_label, key=lambda label: per_label[label]["f1"])
+        shown = list(per_label) if len(per_label) <= MAX_ROWS_SHOWN else worst[:MAX_ROWS_SHOWN]
+        rows = [["label", "precision", "recall", "f1", "examples", ""]]
+        for label in shown:
+            of_label = per_label[label]
+            numbers = [_number(of_label[name]) for name in ("precision", "recall", "f1")]
+            rows.append([label, *numbers, f"{of_label['support']:,}", ""])
+        lines += ["", *_table(rows)]
+        if len(shown) < len(per_label):
+            lines.append(f"  The {len(shown)} worst of {len(per_label)}; --json has all.")
+    if "reliability" in details:
+        rows = [["confidence", "examples", "mean", "right", ""]]
+        for row in details["reliability"]:
+            between = f"{row['low']:.1f} to {row['high']:.1f}"
+            shares = [_number(row[name]) for name in ("mean_confidence", "accuracy")]
+            rows.append([between, f"{row['examples']:,}", *shares, ""])
+        lines += ["", *_table(rows)]
+    for name, title in (
+        ("confident_mistakes", "Most confident mistakes"),
+        ("probable_label_errors", "Labels that are probably wrong"),
+    ):
+        if details.get(name):
+            lines += ["", f"  {title}:"]
+            for item in details[name][:5]:
+                text = item["text"][:MAX_TEXT_SHOWN]
+                lines.append(
+                    f"    {item['where']}: {item['label']}, not {item['predicted']} "
+                    f"({item['probability']:.3f}): {text}"
+                )
+    second = details.get("second_label")
+    if second and second["best_threshold"]:
+        best = second["best_threshold"]
+        lines += [
+            "",
+            f"  {second['label']}: ROC AUC {_number(second['roc_auc'])}, average precision "
+            f"{_number(second['average_precision'])}; best F1 {_number(best['f1'])} from probability "
+            f"{best['threshold']:.3f} on, {_number(best['f1_at_half'])} from 0.5 on "
+            "(chosen on these items: expect less on others)",
+        ]
+    return lines
+
+
+def _comparison_lines(comparison: Comparison, names: list[str]) -> list[str]:
+    lines = [f"{comparison.test}: {names[1]} less {names[0]}, on the same items"]
+    rows = [["", "first", "second", "difference", "95% interval", "p", ""]]
+    for row in comparison.differences:
+        verdict = "no real difference" if row.better is None else f"{names[row.better]} is better"
+        rows.append(
+            [
+                row.name,
+                _number(row.first),
+                _number(row.second),
+                f"{row.second - row.first:+.4g}",
+                _interval(row.low, row.high),
+                f"{row.p_value:.3g}",
+                verdict,
+            ]
+        )
+    return lines + _table(rows)
+
+
+def _overlap_lines(overlap: Overlap) -> list[str]:
+    lines: list[str] = []
+    leaks, copied = overlap.leaks, overlap.copied
+    if leaks is not None:
+        lines += [
+            "leaks: test items in the training text",
+            f"  nearly or wholly there  {leaks.near_duplicates:,} of {leaks.items:,}  "
+            "(half of their runs of 13 words, or more)",
+            f"  there in part           {leaks.touched:,}",
+            f"  too short to tell       {leaks.too_short:,}",
+        ]
+        lines += [f"    {share:.0%}: {text[:MAX_TEXT_SHOWN]}" for share, text in overlap.leaked[:5]]
+        lines.append("")
+    if copied is not None:
+        lines += [f"copied: the longest spans of {len(copied):,} generated texts in the training text"]
+        for span in copied[:5]:
+            text = " ".join(span.text.split())[:MAX_TEXT_SHOWN]
+            lines.append(f"    {span.characters:,} characters, {span.words:,} words: {text}")
+        lines.append("")
+    return lines
+
+
+def _harness_lines(result: dict[str, Any]) -> list[str]:
+    rows = [["task", "score", "standard error", ""]]
+    for task, scores in result["tasks"].items():
+        for name, value in scores.items():
+            if isinstance(value, float) and "_stderr" not in name:
+                error = scores.get(name.replace(",", "_stderr,"))
+                shown = _number(error) if isinstance(error, float) else ""
+                rows.append([task, _number(value), shown, name])
+    return _table(rows)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return (
+        f"{value:.4f}"
+        if abs(value) < 100
+        else f"{value:,.4g}"
+        if abs(value) < 10_000
+        else f"{value:,.0f}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

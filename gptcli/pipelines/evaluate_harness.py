@@ -1,0 +1,144 @@
+"""Tasks of EleutherAI's lm-evaluation-harness on our models, scored by our own scorer.
+
+The harness brings the tasks: their rows (from the hub or from local files), prompts and metrics. What it
+asks of a model is answered here: log-likelihoods of continuations and of whole texts, and greedy text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptcli.config.schema import RuntimeSettings
+from gptcli.errors import ConfigError, DataError, EnvironmentProblem
+from gptcli.evaluation.continuations import ContinuationScorer
+from gptcli.generation.decoder import Finished, TextStream, continue_prompt
+from gptcli.generation.sampling import Sampling
+from gptcli.hub import first_line, is_network_failure
+from gptcli.models.loading import LoadedModel, load_model
+from gptcli.training.device import choose_compute
+from gptcli.training.run import library_versions
+
+DEFAULT_NEW_TOKENS = 256  # As the harness has it for tasks that do not say.
+
+
+def run_harness_tasks(
+    model: str,
+    runtime: RuntimeSettings,
+    tasks: list[str],
+    folder: Path | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """Return {"tasks": {name: {score: value}}, ...} of the harness.
+
+    folder: of task files besides those that the harness ships. Raises ConfigError for tasks that there
+    are not, EnvironmentProblem if the harness or its rows are not here.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise EnvironmentProblem(
+            'lm-evaluation-harness is not installed: pip install "gptcli[lm-eval]"'
+        ) from None
+    manager = TaskManager(include_path=None if folder is None else str(folder))
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise ConfigError(f"--tasks {unknown[0]}: the harness has no task of that name.")
+    if runtime.precision == "auto":
+        runtime = runtime.model_copy(update={"precision": "fp32"})
+    compute = choose_compute(runtime, for_training=False)
+    loaded = load_model(model, compute.device, compute.dtype)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=_harness_model(loaded, ContinuationScorer(loaded, compute)),
+            tasks=tasks,
+            task_manager=manager,
+            limit=limit,
+            random_seed=runtime.seed,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
+    except Exception as error:  # The harness and `datasets` raise whatever they meet.
+        if is_network_failure(error):
+            raise EnvironmentProblem(
+                f"--tasks {','.join(tasks)}: the hub cannot be reached for their rows."
+            ) from error
+        raise DataError(f"--tasks {','.join(tasks)}: {first_line(error)}") from error
+    return {
+        "model": model,
+        "precision": compute.precision,
+        "versions": {**library_versions(), "lm_eval": lm_eval.__version__},
+        "tasks": {
+            name: {key: value for key, value in scores.items() if key != "alias"}
+            for name, scores in found["results"].items()
+        },
+    }
+
+
+def _harness_model(loaded: LoadedModel, scorer: ContinuationScorer) -> Any:
+    """Return the model as the harness wants one."""
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    class HarnessModel(TemplateLM):  # type: ignore[misc]
+        """Answers the harness's requests."""
+
+        @property
+        def eot_token_id(self) -> int:
+            return int(loaded.tokenizer.eos_token_id)
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return list(loaded.tokenizer.encode(string, add_special_tokens=False))
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            found = scorer.score_tokens([(context, text) for _, context, text in requests])
+            return [(one.log_probability, one.is_greedy) for one in found]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            totals = []
+            for request in requests:
+                windows = get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=self.eot_token_id,
+                    max_seq_len=scorer.context_length,
+                    context_len=1,
+                )
+                parted = [make_disjoint_window(window) for window in windows]
+                totals.append(sum(one.log_probability for one in scorer.score_tokens(parted)))
+            return totals
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            return [self._generated(*request.args) for request in requests]
+
+        def _generated(self, prompt: str, options: dict[str, Any]) -> str:
+            stops = options.get("until") or []
+            stops = [stops] if isinstance(stops, str) else list(stops)
+            count = int(options.get("max_gen_toks") or DEFAULT_NEW_TOKENS)
+            room = max(1, scorer.context_length - count)
+            ids = self.tok_encode(prompt)[-room:] or [self.eot_token_id]
+            sampling = Sampling(None, None, None)
+            if options.get("do_sample"):
+                sampling = Sampling(
+                    options.get("temperature"), options.get("top_k"), options.get("top_p")
+                )
+            stream = TextStream(loaded.tokenizer, ids)
+            for event in continue_prompt(
+                loaded.model,
+                ids,
+                max_new_tokens=count,
+                sampling=sampling,
+                sequences=1,
+                end_of_text_id=self.eot_token_id,
+                seed=0,
+            ):
+                if isinstance(event, Finished):
+                    stream.finish()
+                else:
+                    stream.add(event.token_id)
+                if any(stop in stream.text for stop in stops):
+                    break
+            ends = [stream.text.find(stop) for stop in stops if stop in stream.text]
+            return stream.text[: min(ends)] if ends else stream.text
+
+    return HarnessModel()
