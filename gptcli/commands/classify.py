@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import console
-from gptcli.commands.options import Assignments, Device, Precision
+from gptcli.commands.options import Assignments, Device, Precision, label_names
 from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ def _choice(labels: str | None, template: str | None) -> dict[str, Any]:
         if template is not None:
             raise ConfigError("--template goes with --labels.")
         return {}
-    names = [name.strip() for name in labels.split(",")]
-    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-        raise ConfigError(f"--labels is {labels!r}; it must be two or more different labels: A,B,...")
+    names = label_names(labels)
     if template is None:
         return {"labels": names}
     return {"labels": names, "template": template.replace("\\n", "\n")}

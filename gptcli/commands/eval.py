@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import console
-from gptcli.commands.options import Assignments, Device, Precision
+from gptcli.commands.options import Assignments, Device, Precision, label_names
 from gptcli.errors import BelowThreshold, ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ def evaluate(
     ),
     benchmarks: list[str] = typer.Option(
         [], "--benchmark", "-b", metavar="NAME", help="Benchmark by name, or all; may be repeated."
+    ),
+    labels: str | None = typer.Option(
+        None,
+        "--labels",
+        metavar="A,B,...",
+        help="Test a model that was not trained to classify on labelled texts: the likeliest label.",
     ),
     compared: tuple[str, str] | None = typer.Option(
         None,
@@ -112,7 +118,9 @@ def evaluate(
         raise ConfigError("--tasks-folder goes with --tasks.")
     if train_data is not None and not (leaks or copied):
         raise ConfigError("--train-data goes with --leaks or --copied.")
-    if tasks is not None and (data or benchmarks or leaks or copied):
+    if labels is not None and (data is None or benchmarks or leaks or copied):
+        raise ConfigError("--labels goes with --data, and without --benchmark, --leaks and --copied.")
+    if tasks is not None and (data or benchmarks or labels or leaks or copied):
         raise ConfigError("--tasks brings its own data; leave the other tests out.")
     names = [model] if compared is None else list(compared)
     runtime = {"device": device, "precision": precision}
@@ -135,7 +143,7 @@ def evaluate(
     from gptcli.pipelines.tested_data import config_of_run
 
     quiet_libraries()
-    request = Request(data, tuple(benchmarks), limit)
+    request = Request(data, tuple(benchmarks), limit, label_names(labels))
     with ExitStack() as stack:
         display = stack.enter_context(console.ProgressDisplay())
         show = _Progress(display).show

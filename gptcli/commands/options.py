@@ -6,9 +6,21 @@ from typing import Annotated
 
 import typer
 
+from gptcli.errors import ConfigError
+
 Assignments = Annotated[
     list[str],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+
+
+def label_names(option: str | None) -> list[str] | None:
+    """Return the labels of --labels A,B,...; None without it. Raises ConfigError for what is no list."""
+    if option is None:
+        return None
+    names = [name.strip() for name in option.split(",")]
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"--labels is {option!r}; it must be two or more different labels: A,B,...")
+    return names

@@ -60,6 +60,8 @@ class Request:
     benchmarks: tuple[str, ...] = ()
     limit: int | None = None
     """Only the first items; of a benchmark, of each of its groups."""
+    labels: list[str] | None = None
+    """What a causal model is to choose from, for texts that are labelled."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Evaluator:
         """Return what the scores will be called, with their test's name too; None if not known yet."""
         if self._benchmarks:
             tests = {one.name: metric_names(one) for one in self._benchmarks}
-        elif self.found.kind == "language-modelling":
+        elif self.found.kind == "language-modelling" and not self._request.labels:
             tests = {"text": [metric.name for metric in METRICS]}
         else:
             return None
@@ -219,7 +221,7 @@ class Evaluator:
             scorer = ContinuationScorer(self.load(), self.compute)
             for benchmark in self._benchmarks:
                 yield self._test_benchmark(benchmark, scorer)
-        elif self.found.kind == "classification":
+        elif self.found.kind == "classification" or self._request.labels:
             yield self._test_labels()
         elif self.found.kind == "question-answering":
             yield self._test_questions()
@@ -319,7 +321,7 @@ class Evaluator:
     # Labels, questions, conversations.
 
     def _test_labels(self) -> Report:
-        test = LabelTest(self.model, self._runtime)
+        test = LabelTest(self.model, self._runtime, self._request.labels)
         digest = hashlib.sha256()
 
         def items() -> Iterator[Any]:

@@ -51,9 +51,9 @@ class LabelResult:
 class LabelTest:
     """A loaded classifier, to be compared with given labels."""
 
-    def __init__(self, model: str, runtime: RuntimeSettings) -> None:
-        """Raises ModelError, EnvironmentProblem."""
-        self._classifier = Classifier(model, runtime)
+    def __init__(self, model: str, runtime: RuntimeSettings, labels: list[str] | None = None) -> None:
+        """labels: what a causal model is to choose from. Raises ConfigError, ModelError."""
+        self._classifier = Classifier(model, runtime, labels=labels)
         self.labels = self._classifier.labels
         self.objective: Objective = self._classifier.objective
 
