@@ -2,7 +2,7 @@
 
 Both answers come from one pass over training text of any size; memory is bounded by the texts asked for.
 
-1. `TestGrams`: which test items stand (nearly) in the training text. A score on such an item measures
+1. `ItemGrams`: which test items stand (nearly) in the training text. A score on such an item measures
    memory. As in appendix C of the GPT-3 paper (Brown et al. 2020, "Language Models are Few-Shot
    Learners"), runs of 13 words are compared.
 2. `CopiedSpans`: the longest span of each generated text that is copied from the training text.
@@ -81,7 +81,7 @@ class CopiedSpan:
     """Whole or cut."""
 
 
-class TestGrams:
+class ItemGrams:
     """The n-grams of test items, to be looked for in the training text.
 
     An item's n-grams are its runs of GRAM_WORDS words; an item that is shorter is one n-gram.

@@ -8,8 +8,7 @@ from typing import Any
 
 from gptcli.data.batches import mix
 from gptcli.errors import ConfigError
-from gptcli.evaluation.overlap import CopiedSpan, CopiedSpans, Leaks
-from gptcli.evaluation.overlap import TestGrams as ItemGrams
+from gptcli.evaluation.overlap import CopiedSpan, CopiedSpans, ItemGrams, Leaks
 from gptcli.generation.decoder import NewToken, continue_prompt
 from gptcli.generation.sampling import Sampling
 from gptcli.pipelines.evaluate import Evaluator, OnProgress
@@ -51,6 +50,13 @@ class Overlap:
         return found
 
 
+def check_overlap(evaluator: Evaluator, train_data: str | None, *, samples: int | None) -> None:
+    """Raise ConfigError or DataError for what `look_for_overlap` could not do."""
+    if samples and evaluator.found.kind != "language-modelling":
+        raise ConfigError(f"--copied is for models that generate text; {evaluator.model} does not.")
+    evaluator.data.check_training(train_data)
+
+
 def look_for_overlap(
     evaluator: Evaluator,
     train_data: str | None,
@@ -63,8 +69,6 @@ def look_for_overlap(
 
     train_data: a source of text; None: what the run was trained on. Raises ConfigError, DataError.
     """
-    if samples and evaluator.found.kind != "language-modelling":
-        raise ConfigError(f"--copied is for models that generate text; {evaluator.model} does not.")
     texts = list(_generated(evaluator, samples, progress)) if samples else []
     grams = ItemGrams(evaluator.item_texts()) if leaks else None
     spans = CopiedSpans(texts) if samples else None

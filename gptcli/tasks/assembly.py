@@ -29,13 +29,13 @@ from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, EvaluatedTask, Job
-from gptcli.training.loss import summed_cross_entropy
+from gptcli.training.loss import summed_head_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# micro_batch_size: auto keeps the largest tensor of a small model below this many numbers on a CPU. On a
-# GPU it starts from the whole batch and is halved until it fits.
+# micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU. On a GPU it
+# starts from the whole batch and is halved until it fits.
 AUTO_NUMBERS = 2**26
 
 Notify = Callable[[PreparationProgress], None]
@@ -149,8 +149,8 @@ def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest:
     if compute.device.type == "cuda":
         return settings.training.batch_size
     config = model.config
-    has_vocabulary = model.get_output_embeddings() is not None
-    per_token: int = config.vocab_size if has_vocabulary else 16 * config.n_layer * config.n_embd
+    # Activations that are kept for the backward pass, about; the head keeps none.
+    per_token: int = 16 * config.n_layer * config.n_embd
     return max(1, min(settings.training.batch_size, AUTO_NUMBERS // (per_token * longest)))
 
 
@@ -197,6 +197,7 @@ class TokenTask(BatchedTask):
         targets = torch.from_numpy(batch.targets).to(self._compute.device, non_blocking=True)
         # No attention mask: padding is on the right, where causal attention never looks, and a mask
         # would leave the fast attention path.
-        logits = model(input_ids=input_ids, use_cache=False).logits
+        hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
         # Smoothing is for learning; scores are of the plain loss.
-        return summed_cross_entropy(logits, targets, self._label_smoothing if model.training else 0.0)
+        smoothing = self._label_smoothing if model.training else 0.0
+        return summed_head_loss(hidden, model.lm_head.weight, targets, smoothing)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.evaluation import overlap
@@ -23,7 +23,7 @@ NO_SPAN = CopiedSpan("", 0, 0)
 
 
 def leaks(items: Sequence[str], *documents: str) -> Leaks:
-    grams = overlap.TestGrams(items)
+    grams = overlap.ItemGrams(items)
     grams.look_in([(document, True) for document in documents])
     return grams.result()
 
@@ -87,7 +87,7 @@ def test_an_item_is_a_near_duplicate_from_half_of_its_runs_on_and_the_worst_come
 
 
 def test_runs_end_with_the_document() -> None:
-    grams = overlap.TestGrams(["one two three four five"])
+    grams = overlap.ItemGrams(["one two three four five"])
     grams.look_in([("one two three", True), ("four five", True), ("one two", True)])
     grams.look_in([("three four five", True)])
     assert grams.result().touched == 0
@@ -120,7 +120,7 @@ def test_nothing_is_found_in_nothing() -> None:
     [(["a b c d eeee"], [0]), (["a b c d eeee", "a b c d " + "e" * 600_000], [0, 1])],
 )
 def test_a_word_goes_across_any_number_of_pieces(items: list[str], expected: list[float]) -> None:
-    grams = overlap.TestGrams(items)
+    grams = overlap.ItemGrams(items)
     grams.look_in([("a b c d ", False), *[("e" * 200_000, False)] * 3, (" f", True)])
     assert grams.result().overlap.tolist() == expected
 
@@ -163,6 +163,7 @@ def runs_of(words: Sequence[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=5), st.lists(TEXTS, max_size=4))
 def test_the_overlap_is_that_of_sets_of_words(items: list[str], documents: list[str]) -> None:
     expected: list[float | None] = []
@@ -186,12 +187,13 @@ def cut_documents(draw: st.DrawFn, documents: st.SearchStrategy[str]) -> tuple[l
     return whole, pieces
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=3), cut_documents(TEXTS))
 def test_where_documents_are_cut_does_not_change_the_overlap(
     items: list[str], training: tuple[list[str], Pieces]
 ) -> None:
     whole, pieces = training
-    grams = overlap.TestGrams(items)
+    grams = overlap.ItemGrams(items)
     grams.look_in(pieces)
     np.testing.assert_array_equal(grams.result().overlap, leaks(items, *whole).overlap)
 
@@ -279,6 +281,7 @@ def longest_copied(text: str, documents: Sequence[str]) -> str:
     return longest
 
 
+@settings(deadline=None)
 @given(st.lists(COPIES, max_size=4), st.lists(COPIES, max_size=4))
 def test_no_longer_span_is_copied(texts: list[str], documents: list[str]) -> None:
     spans = copied(texts, *documents)
@@ -287,6 +290,7 @@ def test_no_longer_span_is_copied(texts: list[str], documents: list[str]) -> Non
     assert [span.words for span in spans] == [len(words_of(span.text)) for span in spans]
 
 
+@settings(deadline=None)
 @given(st.lists(COPIES, max_size=3), cut_documents(COPIES))
 def test_where_documents_are_cut_does_not_change_the_spans(
     texts: list[str], training: tuple[list[str], Pieces]
@@ -307,8 +311,8 @@ def test_a_copy_is_found_anywhere_in_a_long_document(offset: int) -> None:
 
 def test_all_processes_find_the_same() -> None:
     program = f"""\
-from gptcli.evaluation.overlap import TestGrams
-grams = TestGrams([{RHYME!r}])
+from gptcli.evaluation.overlap import ItemGrams
+grams = ItemGrams([{RHYME!r}])
 grams.look_in([({RHYME[:-3]!r}, True)])
 print(grams.result().overlap.tolist(), grams._grams[0].table.hashes.tolist())
 """
@@ -337,7 +341,7 @@ def test_in_real_text_a_copied_paragraph_is_found_and_an_invented_one_is_not(sha
     )
     items = [planted, invented, *(line for line in held_out.splitlines() if len(line) > 200)]
     pieces = [(training[start : start + 2**20], False) for start in range(0, len(training), 2**20)]
-    grams = overlap.TestGrams(items)
+    grams = overlap.ItemGrams(items)
     grams.look_in(pieces)
     found = grams.result()
     assert found.overlap[:2].tolist() == [1, 0]

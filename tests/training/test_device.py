@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -10,6 +14,7 @@ import torch
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import EnvironmentProblem, ExitCode
 from gptcli.training.device import choose_compute
+from tests.conftest import REPOSITORY
 
 HAS_CUDA = torch.cuda.is_available()
 HAS_MPS = torch.backends.mps.is_available()
@@ -84,3 +89,31 @@ def test_matrix_products_run_in_the_chosen_precision_and_weights_stay_float32(
 def test_threads_are_set_as_asked() -> None:
     choose_compute(RuntimeSettings(device="cpu", threads=1), for_training=True)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_was_freed_is_used_again_without_asking_the_system(tmp_path: Path) -> None:
+    program = """
+import resource, torch
+from gptcli.training.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults()  # Until there is room enough.
+print(faults())
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    # A single one would be 16,384 pages of 4 KiB, or 32 of 2 MiB.
+    assert int(shown.stdout) < 32
