@@ -15,6 +15,7 @@ COMMANDS = (
     ("chat",),
     ("classify",),
     ("answer",),
+    ("eval",),
     ("data", "inspect"),
     ("doctor",),
 )
@@ -50,6 +51,7 @@ EXIT_CODES = """
 | 4 | model or checkpoint |
 | 5 | environment: device, disk, network, folder |
 | 6 | diverged: a loss or gradient that is not finite |
+| 7 | a score is worse than `--fail-under` allows |
 | 75 | stopped by a signal, with all saved: `--resume` continues |
 | 130 | the same, by Ctrl-C |
 """

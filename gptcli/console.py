@@ -130,12 +130,12 @@ class ProgressDisplay:
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        time_left = [] if total is None else [TimeRemainingColumn(), TextColumn("left")]
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            *time_left,
             console=self._console,
             transient=True,
         )

@@ -24,8 +24,18 @@ from tests.conftest import REPOSITORY, SENTENCES, TEXT
 # That of classification is run by tests/commands/test_classify.py.
 PAGES = [
     REPOSITORY / "docs" / f"{task}.md"
-    for task in ("language-modelling", "question-answering", "instruction")
+    for task in ("language-modelling", "question-answering", "instruction", "evaluation")
 ]
+# What a page takes for granted: runs that other pages make.
+BEFORE = {
+    "evaluation": [
+        "gptcli pretrain --config configs/pretrain/demo.yaml --set data.source=my-text/ "
+        "--output-dir runs/mine",
+        "gptcli finetune --config configs/finetune/classification.yaml --model runs/english "
+        "--set data.source=texts.csv --output-dir runs/reviews",
+        "gptcli finetune --config configs/finetune/question-answering.yaml --model runs/english",
+    ]
+}
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 # The commands are run as they are shown, on less work: the last --set wins.
@@ -78,7 +88,9 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
     monkeypatch.setattr(sys, "argv", with_less_work(command))
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 0, command
+    # What a real model is to reach, one of a few steps need not.
+    accepted = (0, 7) if "--fail-under" in command else (0,)
+    assert ended.value.code in accepted, command
 
 
 @pytest.fixture
@@ -101,9 +113,21 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     (tmp_path / "article.txt").write_text(TEXT)
     (tmp_path / "prompts.txt").write_text("The small cat\nThe old owl\n")
+    shutil.copy(tmp_path / "texts.csv", tmp_path / "new-reviews.csv")
+    (tmp_path / "quiz.csv").write_text("question,a,b,answer\nWhat sat?,a cat,a mat,1\n")
+    _write_benchmarks(tmp_path / "benchmarks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     return tmp_path
+
+
+def _write_benchmarks(folder: Path) -> None:
+    (folder / "blimp").mkdir(parents=True)
+    copa = {"query": "The cat sat, therefore", "choices": ["it was happy.", "it ran."], "gold": 0}
+    (folder / "copa.jsonl").write_text(json.dumps(copa))
+    for phenomenon in ("agreement", "word_order"):
+        pair = {"sentence_good": "The cat sat.", "sentence_bad": "Cat the sat.", "UID": phenomenon}
+        (folder / "blimp" / f"{phenomenon}.jsonl").write_text(json.dumps(pair))
 
 
 def test_every_command_of_the_readme_and_of_make_demo_runs(
@@ -136,7 +160,10 @@ def test_every_command_of_a_guide_runs(
 ) -> None:
     shown = shell_commands(page.read_text())
     assert len(shown) >= 3
-    for command in shown:
+    # "Rows, such as `capitals.jsonl`:", and then the rows.
+    for name, rows in re.findall(r"`(\S+\.jsonl)`:\n\n```jsonl\n(.*?)```", page.read_text(), re.DOTALL):
+        Path(name).write_text(rows)
+    for command in BEFORE.get(page.stem, []) + shown:
         run_command(command, monkeypatch, english_model)
 
 

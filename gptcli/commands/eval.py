@@ -50,16 +50,21 @@ def evaluate(
         None,
         "--compare",
         metavar="MODEL MODEL",
-        help="Test two models on the same items, and say whether they differ.",
+        help="In place of --model: test two on the same items, and say whether they differ.",
     ),
     limit: int | None = typer.Option(
-        None, "--limit", min=1, help="Only the first N items, of BLiMP and bias of each kind."
+        None,
+        "--limit",
+        min=1,
+        metavar="N",
+        help="Only the first N documents or items; of BLiMP and of bias, the first N of each kind.",
     ),
     fail_under: list[str] = typer.Option(
         [],
         "--fail-under",
         metavar="SCORE=VALUE",
-        help="End with exit code 7 if a score is worse; may be repeated. TEST.SCORE tells tests apart.",
+        help="End with exit code 7 if a score (of several tests: TEST.SCORE) is worse; may be repeated. "
+        "With --compare, that of the second model.",
     ),
     leaks: bool = typer.Option(
         False, "--leaks", help="Look for the test's items in the training text of the run."
@@ -81,13 +86,16 @@ def evaluate(
         None,
         "--tasks",
         metavar="NAME,...",
-        help="Tasks of EleutherAI's lm-evaluation-harness (extra: lm-eval).",
+        help='Tasks of EleutherAI\'s lm-evaluation-harness; needs pip install "gptcli[lm-eval]".',
     ),
     tasks_folder: Path | None = typer.Option(
-        None, "--tasks-folder", metavar="DIR", help="With --tasks: a folder with more of them."
+        None, "--tasks-folder", metavar="DIR", help="With --tasks: a folder with tasks of your own."
     ),
     log_samples: Path | None = typer.Option(
-        None, "--log-samples", metavar="FILE", help="Write every item and the model's answer (.jsonl)."
+        None,
+        "--log-samples",
+        metavar="FILE",
+        help="Write every labelled text, question or benchmark item with the model's answer (.jsonl).",
     ),
     output_file: Path | None = typer.Option(
         None, "--output", metavar="FILE", help="Write the result to this file, as JSON."
@@ -122,35 +130,43 @@ def evaluate(
         raise ConfigError("--labels goes with --data, and without --benchmark, --leaks and --copied.")
     if tasks is not None and (data or benchmarks or labels or leaks or copied):
         raise ConfigError("--tasks brings its own data; leave the other tests out.")
+    if tasks is not None and (fail_under or log_samples):
+        raise ConfigError("--tasks goes without --fail-under and --log-samples.")
+    if log_samples is not None and output_file is not None and log_samples == output_file:
+        raise ConfigError(f"--log-samples and --output are both {output_file}; give two files.")
     names = [model] if compared is None else list(compared)
     runtime = {"device": device, "precision": precision}
-    files = [file for file in (log_samples, output_file) if file is not None]
-    if files:
-        from gptcli.data.output_rows import check_output
+    for option, file in (("--log-samples", log_samples), ("--output", output_file)):
+        if file is not None:
+            from gptcli.data.output_rows import check_output
 
-        for file in files:
-            check_output(file, data)
+            check_output(file, data, option, "--data")
 
     from gptcli.config.loading import load_settings
     from gptcli.evaluation.benchmarks.table import choose_benchmarks
+    from gptcli.training.run_folder import config_of_run
 
+    settings = [
+        load_settings(config or config_of_run(str(name)), assignments, {"runtime": runtime})
+        for name in names
+    ]
     # Before the imports that take seconds.
-    of_options = load_settings(config, assignments, {"runtime": runtime})
-    choose_benchmarks(benchmarks, data, of_options.evaluation)
+    choose_benchmarks(benchmarks, data, settings[0].evaluation)
+    for source, option in ((data, "--data"), (train_data, "--train-data")):
+        if source is not None and not benchmarks:
+            from gptcli.data.ledger import Reading
+            from gptcli.data.sources import find_sources
+
+            find_sources(source, settings[0].data, Reading(), name=option)
 
     from gptcli.hub import quiet_libraries
     from gptcli.pipelines.evaluate import Evaluator, Request, compare
-    from gptcli.pipelines.tested_data import config_of_run
 
     quiet_libraries()
     request = Request(data, tuple(benchmarks), limit, label_names(labels))
     with ExitStack() as stack:
         display = stack.enter_context(console.ProgressDisplay())
         show = _Progress(display).show
-        settings = [
-            load_settings(config or config_of_run(str(name)), assignments, {"runtime": runtime})
-            for name in names
-        ]
         if tasks is not None:
             from gptcli.pipelines.evaluate_harness import run_harness_tasks
 
@@ -160,13 +176,25 @@ def evaluate(
             _give(_with_command(result), output_file, as_json, _harness_lines(result))
             return
         write = _sample_writer(log_samples, stack)
-        evaluators = [
-            Evaluator(str(name), of_name, request, show, write(str(name), len(names) > 1))
-            for name, of_name in zip(names, settings, strict=True)
-        ]
-        for name in evaluators[0].skipped:
-            display.say(f"Skipped {name}: no file for it is in {data}.")
+        evaluators: list[Evaluator] = []
+        for name, of_name in zip(names, settings, strict=True):
+            on_sample = write(str(name), len(names) > 1)
+            first = evaluators[0] if evaluators else None
+            evaluators.append(Evaluator(str(name), of_name, request, show, on_sample, first))
+        is_causal = evaluators[0].found.kind == "language-modelling"
+        is_of_text = is_causal and not benchmarks and labels is None
+        if log_samples is not None and is_of_text:
+            raise ConfigError(
+                "--log-samples is for labelled texts, questions and benchmarks; running text and "
+                "conversations are scored as a whole."
+            )
+        if evaluators[0].skipped:
+            display.say(f"Skipped, for want of a file in {data}: {', '.join(evaluators[0].skipped)}.")
         _check_thresholds(thresholds, evaluators[0])
+        if leaks or copied:
+            from gptcli.pipelines.evaluate_overlap import check_overlap
+
+            check_overlap(evaluators[0], train_data, samples=copied)
         reports = [list(evaluator.run()) for evaluator in evaluators]
         overlap: Overlap | None = None
         if leaks or copied:
@@ -179,8 +207,7 @@ def evaluate(
     result = _with_command(_result(evaluators, reports, comparisons, overlap))
     lines: list[str] = []
     for evaluator, of_model in zip(evaluators, reports, strict=True):
-        if len(evaluators) > 1:
-            lines += [f"{evaluator.model}:", ""]
+        lines += [f"{evaluator.model} ({evaluator.compute.precision}, {evaluator.compute.device})", ""]
         for report in of_model:
             lines += [*_report_lines(report), ""]
     for comparison in comparisons:
@@ -193,12 +220,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Threshold:
-    test: str | None
     score: str
+    """SCORE or TEST.SCORE."""
     value: float
-
-    def __str__(self) -> str:
-        return f"{self.test}.{self.score}" if self.test else self.score
 
 
 def _threshold(text: str) -> _Threshold:
@@ -209,17 +233,18 @@ def _threshold(text: str) -> _Threshold:
         value = float("nan")
     if not equals or not name or value != value:
         raise ConfigError(f"--fail-under {text}: write it as SCORE=VALUE, such as accuracy=0.9.")
-    test, dot, score = name.partition(".")
-    return _Threshold(test, score, value) if dot else _Threshold(None, name, value)
+    return _Threshold(name, value)
 
 
 def _check_thresholds(thresholds: list[_Threshold], evaluator: Evaluator) -> None:
     """Raise ConfigError, before any work, for a score that this test is known not to have."""
     known = evaluator.score_names()
     for threshold in thresholds:
-        if known is not None and str(threshold) not in known and threshold.score not in known:
+        # The scores of groups (acc/causative) are known when their items are.
+        if known is not None and threshold.score.partition("/")[0] not in known:
             raise ConfigError(
-                f"--fail-under {threshold}: there is no such score. This test has {', '.join(known)}."
+                f"--fail-under {threshold.score}: there is no such score. This test has "
+                f"{', '.join(known)}."
             )
 
 
@@ -231,14 +256,18 @@ def _fail_under(thresholds: list[_Threshold], reports: list[Report]) -> None:
             (report.test, score)
             for report in reports
             for score in report.scores
-            if score.name == threshold.score and threshold.test in (None, report.test)
+            if threshold.score in (score.name, f"{report.test}.{score.name}")
         ]
         if not found:
             names = dict.fromkeys(score.name for report in reports for score in report.scores)
             raise ConfigError(
-                f"--fail-under {threshold}: there is no such score. There are {', '.join(names)}."
+                f"--fail-under {threshold.score}: there is no such score. There are {', '.join(names)}."
             )
         for test, score in found:
+            if score.is_better_higher is None:
+                raise ConfigError(
+                    f"--fail-under {threshold.score}: of this score, neither more nor less is better."
+                )
             sign = 1 if score.is_better_higher else -1
             if sign * score.value < sign * threshold.value:
                 side = "below" if score.is_better_higher else "above"
@@ -289,10 +318,10 @@ def _result(
         {**evaluator.provenance(), "tests": [report.as_dict() for report in of_model]}
         for evaluator, of_model in zip(evaluators, reports, strict=True)
     ]
+    skipped = {"skipped": evaluators[0].skipped} if evaluators[0].skipped else {}
     if len(models) > 1:
-        return {"models": models, "comparisons": [item.as_dict() for item in comparisons]}
-    result: dict[str, Any] = models[0]
-    return result | ({} if overlap is None else overlap.as_dict())
+        return {"models": models, "comparisons": [item.as_dict() for item in comparisons], **skipped}
+    return models[0] | skipped | ({} if overlap is None else overlap.as_dict())
 
 
 def _with_command(result: dict[str, Any]) -> dict[str, Any]:
@@ -346,9 +375,10 @@ def _report_lines(report: Report) -> list[str]:
     )[1:]
     rows = [["", "score", "95% interval", ""]]
     for score in report.scores:
-        rows.append(
-            [score.name, _number(score.value), _interval(score.low, score.high), score.definition]
-        )
+        # A score of a group (acc/causative) is defined as that of all.
+        is_new = score.definition not in (row[-1] for row in rows)
+        definition = score.definition if is_new else ""
+        rows.append([score.name, _number(score.value), _interval(score.low, score.high), definition])
     lines += _table(rows)
     lines += _label_lines(report.details)
     return lines + [f"  Note: {note}" for note in report.notes]
@@ -368,7 +398,9 @@ def _label_lines(details: dict[str, Any]) -> list[str]:
     per_label: dict[str, dict[str, float]] = details.get("per_label", {})
     if per_label:
         # Those that it is worst at come first where there are too many to show.
-        worst = sorted(per_label, key=lambda label: per_label[label]["f1"])
+        worst = sorted(
+            per_label, key=lambda label: (not per_label[label]["support"], per_label[label]["f1"])
+        )
         shown = list(per_label) if len(per_label) <= MAX_ROWS_SHOWN else worst[:MAX_ROWS_SHOWN]
         rows = [["label", "precision", "recall", "f1", "examples", ""]]
         for label in shown:
@@ -379,22 +411,22 @@ def _label_lines(details: dict[str, Any]) -> list[str]:
         if len(shown) < len(per_label):
             lines.append(f"  The {len(shown)} worst of {len(per_label)}; --json has all.")
     if "reliability" in details:
-        rows = [["confidence", "examples", "mean", "right", ""]]
+        rows = [["confidence", "examples", "mean confidence", "accuracy", ""]]
         for row in details["reliability"]:
             between = f"{row['low']:.1f} to {row['high']:.1f}"
             shares = [_number(row[name]) for name in ("mean_confidence", "accuracy")]
             rows.append([between, f"{row['examples']:,}", *shares, ""])
         lines += ["", *_table(rows)]
-    for name, title in (
-        ("confident_mistakes", "Most confident mistakes"),
-        ("probable_label_errors", "Labels that are probably wrong"),
+    for name, title, instead in (
+        ("confident_mistakes", "Most confident mistakes", "predicted"),
+        ("probable_label_errors", "Labels that are probably wrong", "rather"),
     ):
         if details.get(name):
             lines += ["", f"  {title}:"]
             for item in details[name][:5]:
                 text = item["text"][:MAX_TEXT_SHOWN]
                 lines.append(
-                    f"    {item['where']}: {item['label']}, not {item['predicted']} "
+                    f"    {item['where']}: labelled {item['label']}, {instead} {item['predicted']} "
                     f"({item['probability']:.3f}): {text}"
                 )
     second = details.get("second_label")
@@ -411,16 +443,22 @@ def _label_lines(details: dict[str, Any]) -> list[str]:
 
 
 def _comparison_lines(comparison: Comparison, names: list[str]) -> list[str]:
-    lines = [f"{comparison.test}: {names[1]} less {names[0]}, on the same items"]
+    from gptcli.evaluation.bootstrap import MIN_COMPARED
+
+    lines = [f"{comparison.test}: {names[1]} (second) minus {names[0]} (first), on the same items"]
     rows = [["", "first", "second", "difference", "95% interval", "p", ""]]
     for row in comparison.differences:
         verdict = "no real difference" if row.better is None else f"{names[row.better]} is better"
+        if comparison.items < MIN_COMPARED:
+            verdict = "too few items to tell"
+        elif row.is_real and row.better is None:
+            verdict = "they differ"
         rows.append(
             [
                 row.name,
                 _number(row.first),
                 _number(row.second),
-                f"{row.second - row.first:+.4g}",
+                ("+" if row.second >= row.first else "") + _number(row.second - row.first),
                 _interval(row.low, row.high),
                 f"{row.p_value:.3g}",
                 verdict,
@@ -434,48 +472,52 @@ def _overlap_lines(overlap: Overlap) -> list[str]:
     leaks, copied = overlap.leaks, overlap.copied
     if leaks is not None:
         lines += [
-            "leaks: test items in the training text",
-            f"  nearly or wholly there  {leaks.near_duplicates:,} of {leaks.items:,}  "
-            "(half of their runs of 13 words, or more)",
-            f"  there in part           {leaks.touched:,}",
-            f"  too short to tell       {leaks.too_short:,}",
+            f"leaks: which of the {leaks.items:,} items stand in the training text",
+            *_table(
+                [
+                    ["at least in part", f"{leaks.touched:,}", "any run of 13 words"],
+                    ["mostly", f"{leaks.near_duplicates:,}", "half of those runs, or more"],
+                    ["too short to tell", f"{leaks.too_short:,}", "less than 5 words"],
+                ]
+            ),
         ]
         lines += [f"    {share:.0%}: {text[:MAX_TEXT_SHOWN]}" for share, text in overlap.leaked[:5]]
         lines.append("")
     if copied is not None:
         lines += [f"copied: the longest spans of {len(copied):,} generated texts in the training text"]
         for span in copied[:5]:
-            text = " ".join(span.text.split())[:MAX_TEXT_SHOWN]
-            lines.append(f"    {span.characters:,} characters, {span.words:,} words: {text}")
+            if span.text:
+                text = " ".join(span.text.split())[:MAX_TEXT_SHOWN]
+                lines.append(f"    {span.characters:,} characters, {span.words:,} words: {text}")
+        if not copied[0].text:
+            lines.append("    none of 24 bytes or more")
         lines.append("")
     return lines
 
 
 def _harness_lines(result: dict[str, Any]) -> list[str]:
-    rows = [["task", "score", "standard error", ""]]
+    rows = [["", "score", "standard error", ""]]
     for task, scores in result["tasks"].items():
         for name, value in scores.items():
             if isinstance(value, float) and "_stderr" not in name:
                 error = scores.get(name.replace(",", "_stderr,"))
                 shown = _number(error) if isinstance(error, float) else ""
-                rows.append([task, _number(value), shown, name])
-    return _table(rows)
+                rows.append([f"{task}  {name.removesuffix(',none')}", _number(value), shown, ""])
+    return [f"{result['model']} ({result['precision']}), lm-evaluation-harness", "", *_table(rows)]
 
 
 def _interval(low: float, high: float) -> str:
-    return f"{_number(low)} to {_number(high)}"
+    return f"{_number(low)} to {_number(high)}" if low == low else "-"
 
 
 def _number(value: float | None) -> str:
     if value is None or value != value:
         return "-"
-    return (
-        f"{value:.4f}"
-        if abs(value) < 100
-        else f"{value:,.4g}"
-        if abs(value) < 10_000
-        else f"{value:,.0f}"
-    )
+    if abs(value) < 100:
+        return f"{value:.4f}"
+    if abs(value) < 10_000:
+        return f"{value:,.1f}"
+    return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _shown(value: Any) -> str:

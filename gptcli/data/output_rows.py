@@ -35,16 +35,21 @@ def output_format(path: Path | None, wanted: str | None) -> str:
     return wanted
 
 
-def check_output(path: Path, input_file: str | None) -> None:
-    """Raise ConfigError or EnvironmentProblem if `path` cannot be written, or is what is read."""
+def check_output(
+    path: Path, input_file: str | None, option: str = "--output", input_option: str = "--input"
+) -> None:
+    """Raise ConfigError or EnvironmentProblem if `path` cannot be written, or is what is read.
+
+    option, input_option: those that name the two files.
+    """
     if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; it takes a file.")
+        raise ConfigError(f"{option} {path} is a folder; it takes a file.")
     if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist.")
+        raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise EnvironmentProblem(f"--output {path} cannot be written: permission denied.")
+        raise EnvironmentProblem(f"{option} {path} cannot be written: permission denied.")
     if input_file is not None and Path(input_file).resolve() in (path.resolve(), partial_of(path)):
-        raise ConfigError(f"--output {path} is the --input file; it would be overwritten.")
+        raise ConfigError(f"{option} {path} is the {input_option} file; it would be overwritten.")
 
 
 def partial_of(path: Path) -> Path:

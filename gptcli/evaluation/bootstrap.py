@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1000
+MIN_COMPARED = 6
+"""Items: of fewer, chance gives any difference in more than one case of twenty (2 of 2**5)."""
 CONFIDENCE = 0.95
 Z_SQUARED = 1.959964**2
 """Of the normal distribution, for 95%."""
@@ -40,7 +42,8 @@ class Metric:
     """One line, for people."""
     of_sums: Callable[[np.ndarray], np.ndarray]
     """Takes (draws, columns) sums and returns (draws,) scores; NaN where the score is undefined."""
-    is_better_higher: bool = True
+    is_better_higher: bool | None = True
+    """None if neither is better."""
     items_of: Callable[[np.ndarray], np.ndarray] | None = None
     """Of a share of items: takes the same sums, and returns how many items there are."""
     whole: float = 1.0
@@ -66,9 +69,11 @@ class Score:
     value: float
     low: float
     high: float
-    """The ends of the 95% interval."""
+    """The ends of the 95% interval; NaN where it cannot be told: of a single item, or if every draw gives
+    the same.
+    """
     definition: str
-    is_better_higher: bool
+    is_better_higher: bool | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Difference:
     """The ends of the 95% interval of the difference."""
     p_value: float
     """How often chance alone gives a difference as large, either way."""
-    is_better_higher: bool
+    is_better_higher: bool | None
 
     @property
     def is_real(self) -> bool:
@@ -92,8 +97,10 @@ class Difference:
 
     @property
     def better(self) -> int | None:
-        """Return 0 if the first model is better, 1 if the second is; None if chance explains it."""
-        if not self.is_real:
+        """Return 0 if the first model is better, 1 if the second is; None if neither is, or chance
+        explains the difference.
+        """
+        if not self.is_real or self.is_better_higher is None:
             return None
         return int((self.second > self.first) == self.is_better_higher)
 
@@ -116,6 +123,8 @@ def scores_of(measured: Measured, *, seed: int, resamples: int = RESAMPLES) -> l
             count = float(metric.items_of(total)[0])
             low = value * count / (count + Z_SQUARED)
             high = metric.whole - (metric.whole - value) * count / (count + Z_SQUARED)
+        elif low == high or len(measured.items) == 1:
+            low = high = float("nan")
         scores.append(Score(metric.name, value, low, high, metric.definition, metric.is_better_higher))
     return scores
 

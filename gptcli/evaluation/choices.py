@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,10 @@ class ItemResult:
 
     @property
     def predicted_by_length(self) -> int:
-        """The likeliest choice a character."""
+        """The likeliest choice a character; never one that has none."""
         characters = np.array([len(text) for text in self.item.texts])
-        return int((self.log_probabilities / characters).argmax())
+        with np.errstate(divide="ignore"):
+            return int((self.log_probabilities / characters).argmax())
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it, for a log of samples."""
@@ -163,7 +164,7 @@ def _metrics(benchmark: Benchmark, first: int, suffix: str) -> list[Metric]:
             )
             return [metric("last_word", 1), perplexity]
         case "stereotype":
-            return [metric("stereotyped", 1)]
+            return [replace(metric("stereotyped", 1), is_better_higher=None)]
         case "accuracy":
             return [metric("acc", 1)]
         case "normalized accuracy":

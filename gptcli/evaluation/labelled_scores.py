@@ -8,6 +8,7 @@ over examples, the form that `bootstrap` takes. Precision, recall and F1 are 0 w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,7 +52,11 @@ def measure_labels(probabilities: np.ndarray, true: np.ndarray, labels: Sequence
             lambda sums: _ratio(_per_label(sums, count)[0].sum(1), examples_in(sums)),
             items_of=examples_in,
         ),
-        *_f1_metrics(count),
+        # With one label each, the micro F1 is the accuracy.
+        *[
+            replace(metric, items_of=examples_in) if metric.name == "micro_f1" else metric
+            for metric in _f1_metrics(count)
+        ],
         *(_metrics_of_second(labels[1]) if count == 2 else []),
         Metric(
             "log_loss",

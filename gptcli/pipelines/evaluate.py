@@ -37,7 +37,14 @@ from gptcli.evaluation.question_answering import measure_answers
 from gptcli.evaluation.sliding_window import METRICS, TextScorer, WindowRules
 from gptcli.evaluation.token_losses import measure_targets
 from gptcli.generation.conversation import ChatFormat
-from gptcli.models.loading import FoundModel, LoadedModel, find_model, load_model, objective_of
+from gptcli.models.loading import (
+    FoundModel,
+    LoadedModel,
+    find_model,
+    label_names,
+    load_model,
+    objective_of,
+)
 from gptcli.pipelines.answer import Answerer
 from gptcli.pipelines.evaluate_labels import LabelTest
 from gptcli.pipelines.tested_data import TestedData
@@ -108,6 +115,7 @@ class Comparison:
     """Two models on the same items of one test."""
 
     test: str
+    items: int
     differences: list[Difference]
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +123,7 @@ class Comparison:
             difference.name: {**asdict(difference), "is_real": difference.is_real}
             for difference in self.differences
         }
-        return {"test": self.test, "differences": rows}
+        return {"test": self.test, "items": self.items, "differences": rows}
 
 
 class Evaluator:
@@ -128,8 +136,12 @@ class Evaluator:
         request: Request,
         progress: OnProgress = lambda what, done, total, unit: None,
         on_sample: OnSample = lambda sample: None,
+        first: Evaluator | None = None,
     ) -> None:
-        """settings: `config_of_run` has those of a run. Raises ConfigError, DataError, ModelError."""
+        """settings: `config_of_run` has those of a run. first: the model that it is compared with.
+
+        Raises ConfigError, DataError, ModelError.
+        """
         self.model = model
         self._settings = settings
         self._request = request
@@ -141,6 +153,15 @@ class Evaluator:
         self._runtime = runtime
         self.compute: Compute = choose_compute(runtime, for_training=False)
         self.found: FoundModel = find_model(model)
+        self._label_order: list[str] | None = None
+        if first is not None:
+            if self.found.kind != first.found.kind:
+                raise ConfigError(
+                    f"--compare is for models of one kind; {first.model} is for {first.found.kind}, "
+                    f"{model} for {self.found.kind}."
+                )
+            if self.found.kind == "classification" and objective_of(first.found.config) != "regression":
+                self._label_order = label_names(first.found.config)
         self._benchmarks, self.skipped = choose_benchmarks(
             request.benchmarks, request.data, settings.evaluation
         )
@@ -169,10 +190,23 @@ class Evaluator:
                 )
         if not self._benchmarks:
             self.data.check()
+            # Not of what was held out, which takes its time to prepare.
+            if self._request.data is not None and next(self._items(), None) is None:
+                raise DataError(f"{self.data.name}: there is nothing to test on.")
         self._rules()
 
     def _first_item(self, benchmark: Benchmark, rows: list[Source]) -> Item | None:
         return next(benchmark.read(rows, self._settings.data, Reading()), None)
+
+    def _items(self) -> Iterator[Any]:
+        """Return the documents, labelled texts, questions or conversations."""
+        if self.found.kind == "classification" or self._request.labels:
+            return self.data.labelled(objective_of(self.found.config))
+        if self.found.kind == "question-answering":
+            return self.data.questions()
+        if self._settings.task == "instruction":
+            return self.data.conversations()
+        return self.data.documents()
 
     @property
     def seed(self) -> int:
@@ -321,7 +355,7 @@ class Evaluator:
     # Labels, questions, conversations.
 
     def _test_labels(self) -> Report:
-        test = LabelTest(self.model, self._runtime, self._request.labels)
+        test = LabelTest(self.model, self._runtime, self._request.labels, self._label_order)
         digest = hashlib.sha256()
 
         def items() -> Iterator[Any]:
@@ -449,16 +483,24 @@ class Evaluator:
 
 
 def compare(first: list[Report], second: list[Report], *, seed: int) -> list[Comparison]:
-    """Return how two models differ in each test. Raises DataError if their items are not the same."""
+    """Return how two models differ in each test.
+
+    Raises ConfigError if their tests are not the same, DataError if their items are not.
+    """
     comparisons = []
     for one, other in zip(first, second, strict=True):
-        assert one.test == other.test
+        if one.test != other.test:  # The settings of a run say that it learnt from conversations.
+            raise ConfigError(
+                f"--compare: the first model is tested on {one.test}, the second on {other.test}; the "
+                "tasks of their runs are not the same. Give both one task with --set task=TASK."
+            )
         is_same = len(one.measured.items) == len(other.measured.items)
         if one.items_fingerprint != other.items_fingerprint or not is_same:
             raise DataError(
                 f"{one.test}: the two models were tested on different items. Give the same --data."
             )
-        comparisons.append(Comparison(one.test, differences(one.measured, other.measured, seed=seed)))
+        found = differences(one.measured, other.measured, seed=seed)
+        comparisons.append(Comparison(one.test, len(one.measured.items), found))
     return comparisons
 
 

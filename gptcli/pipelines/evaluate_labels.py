@@ -16,7 +16,7 @@ import numpy as np
 from gptcli.config.schema import RuntimeSettings
 from gptcli.data.input_rows import InputText
 from gptcli.data.labelled_texts import LabelledText, Objective
-from gptcli.errors import DataError
+from gptcli.errors import DataError, ModelError
 from gptcli.evaluation.bootstrap import Measured
 from gptcli.evaluation.calibration import (
     average_precision,
@@ -51,10 +51,23 @@ class LabelResult:
 class LabelTest:
     """A loaded classifier, to be compared with given labels."""
 
-    def __init__(self, model: str, runtime: RuntimeSettings, labels: list[str] | None = None) -> None:
-        """labels: what a causal model is to choose from. Raises ConfigError, ModelError."""
+    def __init__(
+        self,
+        model: str,
+        runtime: RuntimeSettings,
+        labels: list[str] | None = None,
+        order: list[str] | None = None,
+    ) -> None:
+        """labels: what a causal model is to choose from. order: in which labels are measured; that of
+        the model if None. Raises ConfigError, ModelError.
+        """
         self._classifier = Classifier(model, runtime, labels=labels)
-        self.labels = self._classifier.labels
+        self.labels = self._classifier.labels if order is None else order
+        if sorted(self.labels) != sorted(self._classifier.labels):
+            raise ModelError(
+                f"{model} has the labels {', '.join(self._classifier.labels[:10])}; the model that it "
+                f"is compared with has {', '.join(self.labels[:10])}."
+            )
         self.objective: Objective = self._classifier.objective
 
     def measure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from gptcli.config.schema import Settings
@@ -22,18 +21,9 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.models.loading import find_model
 from gptcli.tasks.classification import read_labelled
 from gptcli.tasks.question_answering import read_questions
-from gptcli.training.run_folder import RunFolder
+from gptcli.training.run_folder import config_of_run
 
 I = TypeVar("I", bound=Item)  # noqa: E741
-
-
-def config_of_run(model: str) -> Path | None:
-    """Return the config.yaml of the run that `model` is; None if it is none."""
-    try:
-        folder = RunFolder(Path(model).expanduser())
-    except RuntimeError:  # ~name of a user who does not exist.
-        return None
-    return folder.config if folder.run.is_file() and folder.config.is_file() else None
 
 
 @dataclass
@@ -57,8 +47,17 @@ class TestedData:
             find_sources(self.source, self.settings.data, Reading(), name="--data")
         elif config_of_run(self.model) is None:
             raise ConfigError(
-                f"{self.model} is no run, of which it is known what was held out. Give --data FILE, or "
-                "--benchmark NAME."
+                f"{self.model} is a model and no run, so it is not known what was held out. Give --data "
+                "SOURCE or --benchmark NAME."
+            )
+
+    def check_training(self, source: str | None) -> None:
+        """Raise ConfigError if there is no training text to read, DataError if `source` is not there."""
+        if source is not None:
+            find_sources(source, self.settings.data, Reading(), name="--train-data")
+        elif config_of_run(self.model) is None:
+            raise ConfigError(
+                f"{self.model} is no run, which knows its training text. Give --train-data."
             )
 
     def documents(self) -> Iterator[Piece]:
@@ -93,18 +92,15 @@ class TestedData:
     def trained_on(self, source: str | None) -> Iterator[Piece]:
         """Yield the training text: that of `source`, or what the run was trained on.
 
-        Raises ConfigError if there is neither.
+        Raises as `check_training` does.
         """
+        self.check_training(source)
         if source is not None:
             data = self.settings.data
             yield from read_documents(
                 find_sources(source, data, Reading(), name="--train-data"), data, Reading()
             )
             return
-        if config_of_run(self.model) is None:
-            raise ConfigError(
-                f"{self.model} is no run, which knows its training text. Give --train-data."
-            )
         match self.settings.task:
             case "language-modelling":
                 prepared = self._prepared()

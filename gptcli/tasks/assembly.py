@@ -25,6 +25,7 @@ from gptcli.data.tokenizing import (
 )
 from gptcli.errors import ConfigError, DataError
 from gptcli.models.adapters import without_adapters
+from gptcli.models.attention import use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.training.device import Compute
@@ -120,6 +121,8 @@ def assemble_job(
     shape = settings.model.model_copy(update={"context_length": data.context_length})
     settings = settings.model_copy(update={"model": shape})
     model = trainable.model.to(compute.device)
+    if compute.device.type == "cpu":
+        use_plain_attention(model)
 
     def save(folder: Path) -> None:
         save_model(without_adapters(model), tokenizer, folder)

@@ -13,9 +13,17 @@ from typing import Any
 
 from gptcli.errors import ConfigError, EnvironmentProblem
 from gptcli.files import partial_path, remove_tree
-from gptcli.training.checkpoint import remove_all_checkpoints, remove_partial
 
 LOCK = ".lock"
+
+
+def config_of_run(model: str) -> Path | None:
+    """Return the config.yaml of the run that `model` is; None if it is none."""
+    try:
+        folder = RunFolder(Path(model).expanduser())
+    except RuntimeError:  # ~name of a user who does not exist.
+        return None
+    return folder.config if folder.run.is_file() and folder.config.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,15 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what a killed process has left of what it was writing or removing."""
+        from gptcli.training.checkpoint import remove_partial
+
         remove_partial(self.checkpoints)
         remove_tree(partial_path(self.model))
 
     def clear(self) -> None:
         """Remove the run, and nothing that is not a run's."""
+        from gptcli.training.checkpoint import remove_all_checkpoints
+
         if self.checkpoints.is_dir():
             remove_all_checkpoints(self.checkpoints)
         remove_tree(self.model)

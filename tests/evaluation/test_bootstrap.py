@@ -107,10 +107,17 @@ def test_an_undefined_score_is_left_out_and_undefined_draws_are_too() -> None:
     nothing = Measured(np.zeros((5, 2)), [Metric("f1", "F1", quotient)], "texts")
     assert scores_of(nothing, seed=0) == []
     assert differences(nothing, nothing, seed=0) == []
-    # A third of the draws of 5 items do not have the only one that counts.
-    rare = Measured(np.array([[1.0, 2.0]] + [[0.0, 0.0]] * 4), nothing.metrics, "texts")
+    # 8% of the draws of 5 items have neither of the two that count; 25% have only the one, or the other.
+    rare = Measured(np.array([[1.0, 2.0], [2.0, 2.0]] + [[0.0, 0.0]] * 3), nothing.metrics, "texts")
     score = only_score(rare)
-    assert (score.low, score.value, score.high) == (0.5, 0.5, 0.5)
+    assert (score.low, score.value, score.high) == (0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0, 3.0]], ids=["one item", "equal items"])
+def test_where_every_draw_is_the_same_no_interval_is_claimed(values: list[float]) -> None:
+    score = only_score(measure_mean(np.array(values)))
+    assert score.value == 3
+    assert np.isnan([score.low, score.high]).all()
 
 
 def test_identical_models_do_not_differ() -> None:

@@ -119,7 +119,7 @@ def number_in(values: dict[str, Any], name: str, where: str, count: int, *, firs
     if value in (None, ""):
         raise DataError(f"{where}: {name}, which choice is right, is missing. Test on labelled rows.")
     text = str(value).strip()
-    number = int(text) - first if text.lstrip("-").isdecimal() else -1
+    number = int(text) - first if text.removeprefix("-").isdecimal() else -1
     if not 0 <= number < count:
         raise DataError(
             f"{where}: {name} is {value!r:.60}; it must be one of {first} to {first + count - 1}, for "

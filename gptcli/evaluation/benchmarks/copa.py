@@ -28,7 +28,7 @@ def to_item(values: dict[str, Any], where: str) -> Item:
         gold = number_in(values, "gold", where, len(choices))
         return Item.of_choices(where, text_in(values, "query", where), choices, gold)
     asked = values.get("question")
-    if asked not in CONNECTORS:
+    if asked not in list(CONNECTORS):
         raise DataError(f"{where}: question is {asked!r:.20}; it must be cause or effect.")
     context = f"{text_in(values, 'premise', where).strip()[:-1]} {CONNECTORS[asked]}"
     choices = [text_in(values, name, where) for name in ("choice1", "choice2")]

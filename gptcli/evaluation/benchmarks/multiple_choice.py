@@ -22,16 +22,22 @@ NAME = "multiple_choice"
 def own_test(settings: EvaluationSettings) -> Benchmark:
     """Return the benchmark that the settings describe. Raises ConfigError for a prompt that is none."""
     try:
-        fields = [
-            name for _, name, _, _ in string.Formatter().parse(settings.prompt) if name is not None
-        ]
+        parts = list(string.Formatter().parse(settings.prompt))
     except ValueError as error:
         raise ConfigError(
             f"evaluation.prompt is {settings.prompt!r:.60}: {error}. Write a literal {{ as {{{{."
         ) from None
+    if any(form or conversion for _, _, form, conversion in parts):
+        raise ConfigError(
+            f"evaluation.prompt is {settings.prompt!r:.60}; within {{}} it takes the name of a column "
+            "and nothing else."
+        )
 
     def to_item(values: dict[str, Any], where: str) -> Item:
-        context = settings.prompt.format_map({name: _filled(values, name, where) for name in fields})
+        context = "".join(
+            before if name is None else before + _filled(values, name, where)
+            for before, name, _, _ in parts
+        )
         if isinstance(settings.choices, str):
             choices = texts_in(values, settings.choices, where)
         else:

@@ -59,7 +59,10 @@ def choose_benchmarks(
     skipped: list[str] = []
     if ALL in names:
         names = list(BENCHMARKS)
-        if where is not None:
+        if where is None:
+            skipped = [name for name in names if BENCHMARKS[name].hub is None]
+            names = [name for name in names if name not in skipped]
+        else:
             folder = Path(where).expanduser()
             if not folder.is_dir():
                 raise ConfigError(f"--benchmark all takes a folder of files as --data; {where} is none.")
