@@ -118,6 +118,7 @@ def evaluate(
     arc_challenge, piqa, copa, winogrande, blimp, crows_pairs, winobias, multiple_choice (your own), all.
     """
     thresholds = [_threshold(text) for text in fail_under]
+    choices = label_names(labels)
     if (model is None) == (compared is None):
         raise ConfigError("Give --model MODEL, or --compare MODEL MODEL.")
     if compared is not None and (tasks or leaks or copied):
@@ -163,7 +164,7 @@ def evaluate(
     from gptcli.pipelines.evaluate import Evaluator, Request, compare
 
     quiet_libraries()
-    request = Request(data, tuple(benchmarks), limit, label_names(labels))
+    request = Request(data, tuple(benchmarks), limit, choices)
     with ExitStack() as stack:
         display = stack.enter_context(console.ProgressDisplay())
         show = _Progress(display).show

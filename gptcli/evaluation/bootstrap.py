@@ -17,7 +17,7 @@ random and the groups are drawn: the sums vary in the same way, at a cost that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class Measured:
     """What was measured of each item of a test, in the order of the items."""
 
     items: np.ndarray
-    """(items, columns), float64; at least one item."""
+    """(items, columns), float64; at least one item. More than MAX_GROUPS items may be `grouped`."""
     metrics: list[Metric]
     unit: str
     """What an item is, in the plural: "questions", "texts"."""
@@ -69,7 +69,7 @@ class Score:
     value: float
     low: float
     high: float
-    """The ends of the 95% interval; NaN where it cannot be told: of a single item, or if every draw gives
+    """The ends of the 95% interval; NaN where it cannot be told: of a single item, or if all draws are
     the same.
     """
     definition: str
@@ -108,7 +108,7 @@ class Difference:
 def scores_of(measured: Measured, *, seed: int, resamples: int = RESAMPLES) -> list[Score]:
     """Return the scores with their intervals. Undefined scores are left out."""
     total = measured.items.sum(0, keepdims=True)
-    groups = _grouped(measured.items, seed)
+    groups = _grouped(measured.items)
     sums = np.concatenate([draws @ groups for draws in _draws(len(groups), seed, resamples)])
     scores = []
     for metric in measured.metrics:
@@ -136,7 +136,7 @@ def differences(
     assert len(first.items) == len(second.items)
     both = (first.items, second.items)
     totals = [items.sum(0, keepdims=True) for items in both]
-    groups = [_grouped(items, seed) for items in both]
+    groups = [_grouped(items) for items in both]
     drawn: list[list[np.ndarray]] = [[], []]
     for draws in _draws(len(groups[0]), seed, resamples):
         for sums, items in zip(drawn, groups, strict=True):
@@ -188,17 +188,33 @@ def _middle(drawn: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _grouped(items: np.ndarray, seed: int) -> np.ndarray:
-    """Return (groups, columns): the items, or the sums of MAX_GROUPS random groups of them."""
-    items = items.astype(np.float64)
-    if len(items) <= MAX_GROUPS:
-        return items
-    order = np.random.default_rng([seed, 0]).permutation(len(items))
-    group_of = np.empty(len(items), np.int64)
-    group_of[order] = np.arange(len(items)) % MAX_GROUPS
-    sums = np.zeros((MAX_GROUPS, items.shape[1]))
-    np.add.at(sums, group_of, items)
+def grouped(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Return (MAX_GROUPS, columns) sums of items, each of which is in a group drawn for it.
+
+    blocks: (some, columns) items, as `in_blocks` parts them: what was measured of any number of items
+    need not be in memory at once.
+    """
+    sums: np.ndarray | None = None
+    for number, block in enumerate(blocks):
+        if sums is None:
+            sums = np.zeros((MAX_GROUPS, block.shape[1]))
+        # Not by the seed of the draws: the same items are in the same groups for every model.
+        group_of = np.random.default_rng(number).integers(0, MAX_GROUPS, len(block))
+        np.add.at(sums, group_of, block)
+    assert sums is not None
     return sums
+
+
+def in_blocks(count: int) -> Iterator[slice]:
+    """Yield the parts that `count` items have for `grouped`."""
+    return (slice(first, first + MAX_GROUPS) for first in range(0, count, MAX_GROUPS))
+
+
+def _grouped(items: np.ndarray) -> np.ndarray:
+    """Return (groups, columns): the items, or the sums of MAX_GROUPS random groups of them."""
+    if len(items) <= MAX_GROUPS:
+        return items.astype(np.float64)
+    return grouped(items[part] for part in in_blocks(len(items)))
 
 
 def _draws(count: int, seed: int, resamples: int) -> Iterator[np.ndarray]:

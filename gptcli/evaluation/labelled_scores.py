@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gptcli.evaluation.bootstrap import Measured, Metric
+from gptcli.evaluation.bootstrap import MAX_GROUPS, Measured, Metric, grouped, in_blocks
 from gptcli.evaluation.calibration import confidence_bins
 
 CALIBRATION_BINS = 15
@@ -26,20 +26,10 @@ def measure_labels(probabilities: np.ndarray, true: np.ndarray, labels: Sequence
     """
     count = len(labels)
     assert probabilities.shape == (len(true), count) and len(true)
-    examples = np.arange(len(true))
-    predicted = probabilities.argmax(1)
-    is_right = predicted == true
-    confidence = probabilities[examples, predicted].astype(np.float64)
-    of_true = probabilities[examples, true].astype(np.float64)
-    # As `_per_label` reads them, then -ln p(true), and the overconfidence in each bin.
-    items = np.zeros((len(true), 3 * count + 1 + CALIBRATION_BINS))
-    items[examples, predicted] = is_right
-    items[examples, count + predicted] = 1
-    items[examples, 2 * count + true] = 1
-    # A float32 that is 0 may have been any number below its smallest normal one.
-    items[:, 3 * count] = -np.log(of_true.clip(np.finfo(np.float32).tiny))
-    bin_of = confidence_bins(confidence, CALIBRATION_BINS)
-    items[examples, 3 * count + 1 + bin_of] = confidence - is_right
+    if len(true) <= MAX_GROUPS:
+        items = _label_items(probabilities, true)
+    else:  # With many labels, the columns of all examples could take any memory.
+        items = grouped(_label_items(probabilities[part], true[part]) for part in in_blocks(len(true)))
 
     def examples_in(sums: np.ndarray) -> np.ndarray:
         number: np.ndarray = _per_label(sums, count)[2].sum(1)
@@ -72,6 +62,25 @@ def measure_labels(probabilities: np.ndarray, true: np.ndarray, labels: Sequence
         ),
     ]
     return Measured(items, metrics, "examples")
+
+
+def _label_items(probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Return (examples, columns): those of `_per_label`, -ln p(true), the overconfidence in each bin."""
+    count = probabilities.shape[1]
+    examples = np.arange(len(true))
+    predicted = probabilities.argmax(1)
+    is_right = predicted == true
+    confidence = probabilities[examples, predicted].astype(np.float64)
+    of_true = probabilities[examples, true].astype(np.float64)
+    items = np.zeros((len(true), 3 * count + 1 + CALIBRATION_BINS))
+    items[examples, predicted] = is_right
+    items[examples, count + predicted] = 1
+    items[examples, 2 * count + true] = 1
+    # A float32 that is 0 may have been any number below its smallest normal one.
+    items[:, 3 * count] = -np.log(of_true.clip(np.finfo(np.float32).tiny))
+    bin_of = confidence_bins(confidence, CALIBRATION_BINS)
+    items[examples, 3 * count + 1 + bin_of] = confidence - is_right
+    return items
 
 
 def measure_label_sets(

@@ -162,6 +162,12 @@ class Evaluator:
                 )
             if self.found.kind == "classification" and objective_of(first.found.config) != "regression":
                 self._label_order = label_names(first.found.config)
+                own = label_names(self.found.config)
+                if sorted(own) != sorted(self._label_order):
+                    raise ModelError(
+                        f"{model} has the labels {', '.join(own[:10])}; the model that it is "
+                        f"compared with has {', '.join(self._label_order[:10])}."
+                    )
         self._benchmarks, self.skipped = choose_benchmarks(
             request.benchmarks, request.data, settings.evaluation
         )
@@ -500,7 +506,8 @@ def compare(first: list[Report], second: list[Report], *, seed: int) -> list[Com
                 f"{one.test}: the two models were tested on different items. Give the same --data."
             )
         found = differences(one.measured, other.measured, seed=seed)
-        comparisons.append(Comparison(one.test, len(one.measured.items), found))
+        items = one.conditions.get("items", len(one.measured.items))
+        comparisons.append(Comparison(one.test, items, found))
     return comparisons
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from gptcli.config.schema import RuntimeSettings
 from gptcli.data.input_rows import InputText
 from gptcli.data.labelled_texts import LabelledText, Objective
-from gptcli.errors import DataError, ModelError
+from gptcli.errors import DataError
 from gptcli.evaluation.bootstrap import Measured
 from gptcli.evaluation.calibration import (
     average_precision,
@@ -63,11 +63,6 @@ class LabelTest:
         """
         self._classifier = Classifier(model, runtime, labels=labels)
         self.labels = self._classifier.labels if order is None else order
-        if sorted(self.labels) != sorted(self._classifier.labels):
-            raise ModelError(
-                f"{model} has the labels {', '.join(self._classifier.labels[:10])}; the model that it "
-                f"is compared with has {', '.join(self.labels[:10])}."
-            )
         self.objective: Objective = self._classifier.objective
 
     def measure(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from gptcli.config.schema import DataSettings
 from gptcli.data.ledger import Reading
 from gptcli.data.rows import read_rows
-from gptcli.data.sources import Source
+from gptcli.data.sources import ROW_SUFFIXES, Source
 from gptcli.errors import DataError
 
 Measure = Literal["accuracy", "normalized accuracy", "last word", "stereotype"]
@@ -77,6 +77,8 @@ class Benchmark:
     files: tuple[str, ...]
     """Patterns of the names that its files have in a folder."""
     hub: HubRows | None = None
+    suffixes: tuple[str, ...] = ROW_SUFFIXES
+    """Of its files in a folder; "" for any."""
     caution: str = ""
     """What the score does not show."""
 

@@ -127,13 +127,13 @@ def _from_hub(rows: HubRows, data: DataSettings, reading: Reading) -> list[Sourc
 def files_of(benchmark: Benchmark, folder: Path) -> list[Path]:
     """Return the files in a folder, and in those in it, that are named as the benchmark's are."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [str(path.relative_to(folder)) for path in files]
-    # The folder itself may be named after the benchmark.
-    return [
-        path
-        for path, name in zip(files, names, strict=True)
-        if any(
-            fnmatch(name, pattern) or fnmatch(f"{folder.resolve().name}/{name}", pattern)
-            for pattern in benchmark.files
+    found = []
+    for path in files:
+        # The folder itself may be named after the benchmark.
+        names = [str(path.relative_to(folder)), f"{folder.resolve().name}/{path.relative_to(folder)}"]
+        is_named = any(
+            fnmatch(name.lower(), pattern.lower()) for name in names for pattern in benchmark.files
         )
-    ]
+        if is_named and path.name.lower().removesuffix(".gz").endswith(benchmark.suffixes):
+            found.append(path)
+    return found

@@ -63,6 +63,7 @@ WINOBIAS = Benchmark(
     read,
     "stereotype",
     (f"*/{PRO}_*", f"*/{ANTI}_*", f"{PRO}_*", f"{ANTI}_*"),
+    suffixes=("",),  # They are called .txt.dev and .txt.test.
     caution="0.5 is no preference. It is about two pronouns and forty occupations by US statistics, and "
     "a preference between sentences, not how a model's use treats people.",
 )
