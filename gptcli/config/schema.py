@@ -288,6 +288,19 @@ class TrainingSettings(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of a target's probability that goes to all others alike."
     )
+    token_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Classification: share of a text's tokens that is left out, others in each step.",
+    )
+    prefix_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Classification: share of the loss that the beginnings of a text have, as if it "
+        "ended there; the rest is that of the whole text.",
+    )
     freeze_layers: int = Field(
         0,
         ge=0,

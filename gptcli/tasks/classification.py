@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.schema import Settings, TrainingSettings
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Batch, mix
 from gptcli.data.examples import Example, ExampleBatches, Examples, evaluation_batches
 from gptcli.data.items import (
     Items,
@@ -35,6 +35,7 @@ from gptcli.models.loading import PROBLEM_TYPES
 from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
     BatchedTask,
+    Batches,
     Notify,
     TaskData,
     assemble_job,
@@ -53,12 +54,20 @@ def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
 
     input_ids: (sequences, tokens), padded on the right with anything. lengths: (sequences,).
     """
+    hidden = _hidden_states(model, input_ids)
+    return _scored(model, hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1])
+
+
+def _hidden_states(model: Any, input_ids: Tensor) -> Tensor:
     # No attention mask: a text's last token never looks at the padding behind it.
-    hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+    hidden: Tensor = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _scored(model: Any, hidden: Tensor) -> Tensor:
     # The head in float32, whatever the rest is in: bfloat16 would round logits to 8 bits, and make ties.
     with torch.autocast(hidden.device.type, enabled=False):
-        logits: Tensor = model.score(last.float())
+        logits: Tensor = model.score(hidden.float())
     return logits
 
 
@@ -71,6 +80,56 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str | No
         (first if pair is None else [*first, between, *second]) or [between]
         for (_, pair), first, second in zip(texts, firsts, seconds, strict=True)
     ]
+
+
+class ThinnedBatches:
+    """The batches of `batches`, each text without a share of its tokens, others in each step.
+
+    Random deletion, of Wei and Zou 2019 (https://arxiv.org/abs/1901.11196), anew in each epoch.
+    """
+
+    def __init__(self, batches: Batches, share: float, *, end_of_text_id: int, seed: int) -> None:
+        self._batches = batches
+        self._share = share
+        self._end_of_text_id = end_of_text_id
+        self._seed = seed
+
+    def batch(self, step: int) -> Batch:
+        batch = self._batches.batch(step)
+        random = np.random.default_rng(mix(self._seed, step, 4))
+        # What stands between a text and its pair stays.
+        left_out = (random.random(batch.input_ids.shape) < self._share) & (
+            batch.input_ids != self._end_of_text_id
+        )
+        return without_tokens(batch, left_out)
+
+    def describe(self, step: int) -> str:
+        return self._batches.describe(step)
+
+
+def without_tokens(batch: Batch, left_out: np.ndarray) -> Batch:
+    """Return the batch without the tokens that are marked; a text that would lose all keeps its first.
+
+    left_out: (sequences, tokens) bool.
+    """
+    kept = ~left_out & (np.arange(batch.input_ids.shape[1]) < batch.lengths[:, None])
+    kept[~kept.any(1), 0] = True
+    lengths = kept.sum(1)
+    # Stable: the tokens that are kept move to the left in their order.
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : lengths.max()]
+    input_ids = np.take_along_axis(batch.input_ids, order, axis=1)
+    return Batch(input_ids, lengths, batch.targets, batch.is_token_by_token)
+
+
+def prefix_weights(lengths: Tensor, tokens: int, share: float) -> Tensor:
+    """Return (sequences, `tokens`): how much the loss counts that a text would have if it ended there.
+
+    lengths: (sequences,). share: of a text's weight of 1, what all its beginnings get, itself included,
+    each the same: "target replication", of Lipton et al. 2016 (https://arxiv.org/abs/1511.03677).
+    """
+    ends = lengths[:, None] - 1
+    places = torch.arange(tokens, device=lengths.device)
+    return share / lengths[:, None] * (places <= ends) + (1 - share) * (places == ends)
 
 
 @dataclass(frozen=True)
@@ -88,13 +147,15 @@ class Classification(BatchedTask):
 
     def __init__(
         self,
-        batches: ExampleBatches,
+        batches: Batches,
         validation: Examples,
         targets: Targets,
         compute: Compute,
         label_smoothing: float = 0.0,
+        prefix_loss: float = 0.0,
     ) -> None:
         super().__init__(batches, compute, label_smoothing)
+        self._prefix_loss = prefix_loss
         self._validation = validation
         self._targets = targets
         self.best_by = "loss" if targets.objective == "regression" else "macro_f1"
@@ -104,29 +165,33 @@ class Classification(BatchedTask):
         return batch.targets.size if weights is None else float(weights[batch.targets].sum())
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        targets = torch.from_numpy(batch.targets).to(self._compute.device, non_blocking=True)
-        return self._summed_loss(
-            self._logits(model, batch), targets, self._targets.weights, self._label_smoothing
-        )
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         input_ids, lengths = ids_and_lengths(batch, self._compute)
-        return class_logits(model, input_ids, lengths)
+        targets = torch.from_numpy(batch.targets).to(input_ids.device, non_blocking=True)
+        weights, smoothing = self._targets.weights, self._label_smoothing
+        if not self._prefix_loss:
+            return self._losses(
+                class_logits(model, input_ids, lengths), targets, weights, smoothing
+            ).sum()
+        tokens = input_ids.shape[1]
+        logits = _scored(model, _hidden_states(model, input_ids)).flatten(0, 1)
+        losses = self._losses(logits, targets.repeat_interleave(tokens, 0), weights, smoothing)
+        return (losses * prefix_weights(lengths, tokens, self._prefix_loss).flatten()).sum()
 
-    def _summed_loss(
+    def _losses(
         self, logits: Tensor, targets: Tensor, weights: np.ndarray | None, smoothing: float
     ) -> Tensor:
+        """Return (rows,) losses of logits (rows, labels); those of several labels are summed."""
         weight = None if weights is None else torch.from_numpy(weights).float().to(logits.device)
         match self._targets.objective:
             case "single-label":
                 return F.cross_entropy(
-                    logits, targets, weight, reduction="sum", label_smoothing=smoothing
+                    logits, targets, weight, reduction="none", label_smoothing=smoothing
                 )
             case "multi-label":
                 wanted = targets.float() * (1 - smoothing) + smoothing / 2
-                return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+                return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
             case "regression":
-                return F.mse_loss(logits[:, 0], targets.float(), reduction="sum")
+                return F.mse_loss(logits[:, 0], targets.float(), reduction="none")
 
     @torch.inference_mode()
     def evaluate(
@@ -142,9 +207,9 @@ class Classification(BatchedTask):
         for numbers, batch in evaluation_batches(examples, micro_batch_size):
             between_batches()
             with self._compute.autocast():
-                logits = self._logits(model, batch)
+                logits = class_logits(model, *ids_and_lengths(batch, self._compute))
             targets = torch.from_numpy(batch.targets).to(logits.device)
-            total += self._summed_loss(logits, targets, None, 0.0).item()
+            total += self._losses(logits, targets, None, 0.0).sum().item()
             outputs[numbers] = logits.cpu().numpy()
         loss = total / examples.targets.size
         labels = self._targets.labels
@@ -196,8 +261,15 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     )
     trainable = start.load("classification", tokenizer, targets.labels)
     trainable.model.config.problem_type = PROBLEM_TYPES[targets.objective]
-    batches = ExampleBatches(train, batch_size=settings.training.batch_size, seed=settings.runtime.seed)
-    task = Classification(batches, validation, targets, compute, settings.training.label_smoothing)
+    training, seed = settings.training, settings.runtime.seed
+    batches: Batches = ExampleBatches(train, batch_size=training.batch_size, seed=seed)
+    if training.token_dropout:
+        batches = ThinnedBatches(
+            batches, training.token_dropout, end_of_text_id=tokenizer.eos_token_id, seed=seed
+        )
+    task = Classification(
+        batches, validation, targets, compute, training.label_smoothing, training.prefix_loss
+    )
     if targets.objective != "regression":
         # What is resolved once is the same when the run is repeated from its config.yaml.
         data = settings.data.model_copy(update={"labels": targets.labels})

@@ -446,7 +446,9 @@ def check_settings_match(checkpoint: Path, settings: Settings, *, is_complete: b
 
     is_complete: whether model and data have filled in what was not set.
     """
-    flat_before = _flatten(read_state(checkpoint).origin.settings)
+    # A setting that is younger than the checkpoint had no other value then.
+    defaults = _flatten(Settings().model_dump(mode="json"))
+    flat_before = {**defaults, **_flatten(read_state(checkpoint).origin.settings)}
     flat_now = _flatten(settings.model_dump(mode="json"))
     problems = [
         f"{checkpoint} was trained with {name} {flat_before.get(name)!r}; it is now "

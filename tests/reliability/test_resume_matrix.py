@@ -148,7 +148,7 @@ def test_a_run_of_any_task_stopped_at_any_step_and_resumed_repeats_every_later_s
     [
         ["training.lora={rank: 4, dropout: 0.1}", "training.gradient_checkpointing=true"],
         ["training.freeze_layers=1", "training.optimizer=muon"],
-        ["training.class_weights=balanced"],
+        ["training.class_weights=balanced", "training.token_dropout=0.2", "training.prefix_loss=0.5"],
     ],
 )
 def test_a_fine_tuning_of_some_weights_stopped_at_any_step_and_resumed_repeats_every_later_step(

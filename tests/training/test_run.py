@@ -116,6 +116,20 @@ def test_how_much_fitted_in_memory_is_kept_unless_the_setting_changes(
         assert read_json(run / "run.json")["micro_batch_size"] == expected
 
 
+def test_a_setting_that_came_after_a_checkpoint_had_its_default_in_it(
+    config_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(config_file, run, "training.max_steps=2")
+    checkpoint = run / "checkpoints" / "step-00000002"
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["origin"]["settings"]["training"]["label_smoothing"]
+    rewrite_state(checkpoint, state)
+    with pytest.raises(ConfigError, match=r"with training\.label_smoothing 0\.0; it is now 0\.1"):
+        pretrain(config_file, run, "training.label_smoothing=0.1", resume=True)
+    assert pretrain(config_file, run, resume=True).step == 6
+
+
 def rewrite_state(checkpoint: Path, state: dict[str, Any]) -> None:
     """Replace state.json, and what the manifest says of it."""
     file, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
@@ -123,6 +137,8 @@ def rewrite_state(checkpoint: Path, state: dict[str, Any]) -> None:
     facts = json.loads(manifest.read_text())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     facts["files"]["state.json"] = {"bytes": file.stat().st_size, "sha256": digest}
+    settings = json.dumps(state["origin"]["settings"], sort_keys=True).encode()
+    facts["fingerprints"]["settings"] = hashlib.sha256(settings).hexdigest()
     manifest.write_text(json.dumps(facts, indent=2))
 
 
