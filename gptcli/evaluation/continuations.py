@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from gptcli.evaluation.benchmarks.benchmark import Continuation
 from gptcli.evaluation.next_token import NextTokenHead
 from gptcli.evaluation.prefix_packing import PackedRow, pack
 from gptcli.models.loading import LoadedModel
+from gptcli.models.scoring_forward import ScoringForward
 from gptcli.training.device import Compute
 
 # Tokens that go through the model at once.
@@ -51,6 +51,7 @@ class ContinuationScorer:
     def __init__(self, loaded: LoadedModel, compute: Compute) -> None:
         self._loaded = loaded
         self._device = compute.device
+        self._forward = ScoringForward(loaded.model)
         self._head = NextTokenHead(loaded.model)
         self._batch_tokens = BATCH_TOKENS.get(compute.device.type, BATCH_TOKENS_GPU)
         self.context_length = int(loaded.model.config.n_positions)
@@ -107,18 +108,15 @@ class ContinuationScorer:
         at_once = max(1, self._batch_tokens // width)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            hidden = self._hidden_states(some)
             spans, nodes, tokens = [], [], []
             for number, row in enumerate(some):
                 for sequence, path in row.paths.items():
                     first = first_scored[sequence]
                     # The token before predicts.
-                    nodes.append(path[first - 1 :] + number * hidden.shape[1])
+                    nodes.append(path[first - 1 :] + number * len(some[0].input_ids))
                     tokens.append(np.array(sequences[sequence][first:]))
                     spans.append((sequence, len(tokens[-1])))
-            found = self._predictions(
-                hidden.flatten(0, 1), np.concatenate(nodes), np.concatenate(tokens)
-            )
+            found = self._predictions(some, np.concatenate(nodes), np.concatenate(tokens))
             begin = 0
             for sequence, count in spans:
                 part = slice(begin, begin + count)
@@ -127,13 +125,18 @@ class ContinuationScorer:
         return logs, tops
 
     def _predictions(
-        self, hidden: torch.Tensor, nodes: np.ndarray, tokens: np.ndarray
+        self, rows: Sequence[PackedRow], nodes: np.ndarray, tokens: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log-probability of each token behind its node, and whether it is the likeliest."""
-        asked, rows = np.unique(nodes, return_inverse=True)
-        order = np.argsort(rows, kind="stable")
+        """Return the log-probability of each token behind its node, and whether it is the likeliest.
+
+        rows: the longest first. nodes: (k,), numbers of tokens, counted through rows of that length.
+        """
+        asked, predictors = np.unique(nodes, return_inverse=True)
+        order = np.argsort(predictors, kind="stable")
         scores, likeliest = self._head.log_probabilities(
-            hidden[self._tensor(asked)], self._tensor(rows[order]), self._tensor(tokens[order])
+            self._hidden_states(rows, asked),
+            self._tensor(predictors[order]),
+            self._tensor(tokens[order]),
         )
         if not scores.isfinite().all():
             raise ModelError(
@@ -143,24 +146,20 @@ class ContinuationScorer:
         back = np.argsort(order, kind="stable")
         return scores.double().cpu().numpy()[back], likeliest.cpu().numpy()[back]
 
-    def _hidden_states(self, rows: Sequence[PackedRow]) -> torch.Tensor:
-        """Return (rows, tokens, width) hidden states, behind the last layer norm."""
-        width = max(len(row.input_ids) for row in rows)
+    def _hidden_states(self, rows: Sequence[PackedRow], asked: np.ndarray) -> torch.Tensor:
+        """Return (asked, width), behind the last layer norm."""
+        width = len(rows[0].input_ids)
         input_ids = np.zeros((len(rows), width), np.int64)
         positions = np.zeros((len(rows), width), np.int64)
         for number, row in enumerate(rows):
             input_ids[number, : len(row.input_ids)] = row.input_ids
             positions[number, : len(row.positions)] = row.positions
-        mask = np.stack([row.mask(width) for row in rows])[:, None]
-        model: Any = self._loaded.model.transformer
-        outputs = model(
-            input_ids=self._tensor(input_ids),
-            position_ids=self._tensor(positions),
-            attention_mask=self._tensor(mask),
-            use_cache=False,
+        return self._forward.hidden_states(
+            self._tensor(input_ids),
+            self._tensor(asked),
+            self._tensor(positions),
+            self._tensor(np.stack([row.mask(width) for row in rows])),
         )
-        hidden: torch.Tensor = outputs.last_hidden_state
-        return hidden
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)

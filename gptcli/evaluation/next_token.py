@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from gptcli.models.scoring_forward import PackedLinear
 
 # Rows whose scores over the whole vocabulary are in memory at once.
 HEAD_ROWS = 128
@@ -27,6 +28,7 @@ class NextTokenHead:
             # bfloat16's 8 bits leave steps of a half; without it, the scores that matter are small.
             weight = (weight.float() - weight.float().mean(0)).to(weight.dtype)
         self._weight = weight
+        self._logits = PackedLinear(weight)
 
     def log_probabilities(self, hidden: Tensor, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability, in nats, of each token, and whether no other is likelier.
@@ -50,14 +52,14 @@ class NextTokenHead:
         return scores, is_likeliest
 
     def _of_rows(self, hidden: Tensor, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, self._weight)
+        logits = self._logits(hidden)
         chosen = logits[rows, tokens]
         top = logits.amax(1, keepdim=True)
         is_likeliest = chosen == top[rows, 0]
         if logits.dtype == torch.float32:
             return logits.log_softmax(1)[rows, tokens], is_likeliest
         # Sums in float32; what is rounded are the terms, up and down alike.
-        normalizer = top.float()[:, 0] + (logits - top).exp_().sum(1, dtype=torch.float32).log()
+        normalizer = top.float()[:, 0] + logits.sub_(top).exp_().sum(1, dtype=torch.float32).log()
         # The token's own score again, not rounded.
         exact = (hidden[rows].float() * self._weight[tokens].float()).sum(1)
         return exact - normalizer[rows], is_likeliest

@@ -26,6 +26,7 @@ from gptcli.errors import DataError, ModelError
 from gptcli.evaluation.bootstrap import Measured, Metric
 from gptcli.evaluation.next_token import NextTokenHead
 from gptcli.models.loading import LoadedModel
+from gptcli.models.scoring_forward import ScoringForward
 from gptcli.training.device import Compute
 
 T = TypeVar("T")
@@ -36,8 +37,8 @@ UNIT_BYTES = 4096
 # Tokens that go through the model at once.
 BATCH_TOKENS = {"cpu": 4096}
 BATCH_TOKENS_GPU = 65_536
-# Pieces of text that are tokenized together.
-PIECES_AT_ONCE = 256
+# Text that is tokenized together: its tokens, with their places, take 50 times the memory.
+PIECES_AT_ONCE, CHARACTERS_AT_ONCE = 256, 2**20
 
 NATS, TOKENS, BYTES, CHARACTERS = range(4)
 METRICS = [
@@ -94,6 +95,7 @@ class TextScorer:
         self._loaded = loaded
         self._device = compute.device
         self._rules = rules
+        self._forward = ScoringForward(loaded.model)
         self._head = NextTokenHead(loaded.model)
         self._end_of_text: int = loaded.tokenizer.eos_token_id
         tokens = BATCH_TOKENS.get(compute.device.type, BATCH_TOKENS_GPU)
@@ -109,10 +111,10 @@ class TextScorer:
         units = _Units()
         done = 0
         for windows in _some(self._windows(self._stream(pieces, units)), self._windows_at_once):
-            for numbers, nats in self._score(windows):
-                units.add(numbers, NATS, nats)
-                units.add(numbers, TOKENS, np.ones(len(numbers)))
-                done += len(numbers)
+            numbers, nats = self._score(windows)
+            units.add(numbers, NATS, nats)
+            units.add(numbers, TOKENS, np.ones(len(numbers)))
+            done += len(numbers)
             progress(done)
         if not done:
             raise DataError("There is no text to score.")
@@ -130,7 +132,7 @@ class TextScorer:
         separator = self._rules.separator
         joined = pieces if separator is None else _joined(pieces, separator)
         backend = self._loaded.tokenizer.backend_tokenizer
-        for some in _some(joined, PIECES_AT_ONCE):
+        for some in _tokenized_together(joined):
             encodings = backend.encode_batch([piece.text for piece in some], add_special_tokens=False)
             for piece, encoding in zip(some, encodings, strict=True):
                 starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
@@ -160,30 +162,29 @@ class TextScorer:
             yield _Window(held, scored)
 
     @torch.inference_mode()
-    def _score(self, windows: list[_Window]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the units of each window's scored tokens, and the nats of each."""
+    def _score(self, windows: list[_Window]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the units of the windows' scored tokens, and the nats of each."""
         width = max(len(window.tokens) for window in windows) - 1
         inputs = np.zeros((len(windows), width), np.int64)
+        kept = []
         for row, window in enumerate(windows):
             inputs[row, : len(window.tokens) - 1] = window.tokens[:-1, 0]
-        # No attention mask: padding is on the right, where causal attention never looks.
-        hidden = self._loaded.model.transformer(
-            input_ids=torch.from_numpy(inputs).to(self._device), use_cache=False
-        ).last_hidden_state
-        for row, window in enumerate(windows):
-            targets = torch.from_numpy(window.targets[:, 0].copy()).to(self._device)
-            last = len(window.tokens) - 1
-            log_probabilities, _ = self._head.log_probabilities(
-                hidden[row, window.scored : last],
-                torch.arange(len(targets), device=self._device),
-                targets,
+            kept.append(np.arange(window.scored, len(window.tokens) - 1) + row * width)
+        # No mask: padding is on the right, where causal attention never looks.
+        hidden = self._forward.hidden_states(self._tensor(inputs), self._tensor(np.concatenate(kept)))
+        targets = np.concatenate([window.targets for window in windows])
+        log_probabilities, _ = self._head.log_probabilities(
+            hidden, torch.arange(len(targets), device=self._device), self._tensor(targets[:, 0])
+        )
+        if not log_probabilities.isfinite().all():
+            raise ModelError(
+                f"{self._loaded.name}: its scores are not finite. Its weights are damaged, or too large "
+                "for this --precision; try --precision fp32."
             )
-            if not log_probabilities.isfinite().all():
-                raise ModelError(
-                    f"{self._loaded.name}: its scores are not finite. Its weights are damaged, or too "
-                    "large for this --precision; try --precision fp32."
-                )
-            yield window.targets[:, 1], -log_probabilities.double().cpu().numpy()
+        return targets[:, 1], -log_probabilities.double().cpu().numpy()
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.tensor(values, device=self._device)
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,19 @@ def _joined(pieces: Iterable[Piece], separator: str) -> Iterator[Piece]:
             is_between = piece.ends_document
 
     return pieces_of_text(chunks())
+
+
+def _tokenized_together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    some: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        some.append(piece)
+        characters += len(piece.text)
+        if len(some) == PIECES_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 def _some(items: Iterable[T], count: int) -> Iterator[list[T]]:
