@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+HARNESS_READY := .venv-harness/ready
 
-.PHONY: help setup demo test test-all lint docs bench bench-tasks clean
+.PHONY: help setup demo test test-all lint docs bench bench-tasks bench-scoring clean
 
 help:
 	@echo "make demo      set up .venv, pretrain a small GPT-2 on the embedded text, generate from it"
@@ -13,9 +14,11 @@ help:
 	@echo "make bench     run the short benchmarks (benchmarks/README.md)"
 	@echo "make bench-tasks"
 	@echo "               pretrain a base model, fine-tune it for every task, and compare (90 minutes)"
+	@echo "make bench-scoring"
+	@echo "               compare the speed of eval with lm-evaluation-harness and transformers (30 minutes)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      write the generated pages in docs/ anew"
-	@echo "make clean     remove .venv and caches; runs/ stays"
+	@echo "make clean     remove .venv, .venv-harness and caches; runs/ stays"
 
 setup: $(READY)
 
@@ -56,6 +59,15 @@ bench-tasks: $(READY)
 	$(BIN)/python benchmarks/question_answering.py
 	$(BIN)/python benchmarks/classifying.py
 
+bench-scoring: $(READY) $(HARNESS_READY)
+	$(BIN)/python benchmarks/scoring.py
+
+# In an environment of its own: lm-evaluation-harness is only there to be compared with.
+$(HARNESS_READY): constraints.txt
+	$(PYTHON) -m venv .venv-harness
+	.venv-harness/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'lm-eval[hf]==0.4.13'
+	@touch $(HARNESS_READY)
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-harness build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,10 +29,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import datasets
-import lm_eval  # type: ignore[import-not-found]
+import lm_eval
 import torch
-from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
-from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 BLIMP = [
