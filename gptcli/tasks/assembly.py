@@ -25,7 +25,7 @@ from gptcli.data.tokenizing import (
 )
 from gptcli.errors import ConfigError, DataError
 from gptcli.models.adapters import without_adapters
-from gptcli.models.attention import use_plain_attention
+from gptcli.models.attention import MAX_TOKENS, use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.training.device import Compute
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU. On a GPU it
 # starts from the whole batch and is halved until it fits.
-AUTO_NUMBERS = 2**26
+AUTO_NUMBERS = 2**27
 
 Notify = Callable[[PreparationProgress], None]
 
@@ -152,8 +152,9 @@ def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest:
     if compute.device.type == "cuda":
         return settings.training.batch_size
     config = model.config
-    # Activations that are kept for the backward pass, about; the head keeps none.
-    per_token: int = 16 * config.n_layer * config.n_embd
+    # What is kept for the backward pass, about: activations and attention weights; the head keeps none.
+    weights = config.n_head * min(longest, MAX_TOKENS)
+    per_token: int = config.n_layer * (16 * config.n_embd + weights)
     return max(1, min(settings.training.batch_size, AUTO_NUMBERS // (per_token * longest)))
 
 

@@ -446,10 +446,11 @@ def check_settings_match(checkpoint: Path, settings: Settings, *, is_complete: b
 
     is_complete: whether model and data have filled in what was not set.
     """
+    flat_before = _flatten(read_state(checkpoint).origin.settings)
+    flat_now = _flatten(settings.model_dump(mode="json"))
     # A setting that is younger than the checkpoint had no other value then.
     defaults = _flatten(Settings().model_dump(mode="json"))
-    flat_before = {**defaults, **_flatten(read_state(checkpoint).origin.settings)}
-    flat_now = _flatten(settings.model_dump(mode="json"))
+    flat_before |= {name: defaults.get(name) for name in flat_now.keys() - flat_before.keys()}
     problems = [
         f"{checkpoint} was trained with {name} {flat_before.get(name)!r}; it is now "
         f"{flat_now.get(name)!r}. Resume with the old value, or start another run."
