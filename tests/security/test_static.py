@@ -30,6 +30,8 @@ ARGUMENTS = {"trust_remote_code": "False", "use_safetensors": "True", "Loader": 
 FORBIDDEN_ARGUMENTS = {"shell", "allow_pickle", "allow_all_kernels", "use_kernels", "custom_generate"}
 # Starting programs: `gptcli doctor` starts gptcli itself.
 STARTS_PROGRAMS = {"gptcli.pipelines.doctor"}
+# Calling C: one function of the C library that the process already runs on.
+CALLS_C = {"gptcli.training.device"}
 
 
 def problems_in(module: str, source: str) -> list[str]:
@@ -38,8 +40,10 @@ def problems_in(module: str, source: str) -> list[str]:
     problems = []
     for name in imported_by(tree):
         root = name.partition(".")[0]
-        if root in ("runpy", "code", "ctypes") or (
-            root in ("subprocess", "pty", "multiprocessing") and module not in STARTS_PROGRAMS
+        if (
+            root in ("runpy", "code")
+            or (root == "ctypes" and module not in CALLS_C)
+            or (root in ("subprocess", "pty", "multiprocessing") and module not in STARTS_PROGRAMS)
         ):
             problems.append(f"imports {name}")
     for node in ast.walk(tree):

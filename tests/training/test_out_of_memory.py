@@ -40,26 +40,26 @@ def watch(event):
     if isinstance(event, MicroBatchHalved):
         sizes.append(event.micro_batch_size)
 
-for config, run, *assignments in json.loads(sys.argv[1]):
-    resource.setrlimit(resource.RLIMIT_AS, UNLIMITED)
-    sizes, error = [], None
-    try:
-        run_training(load_settings(Path(config), assignments), Path(run), notify=watch)
-    except GptcliError as problem:
-        error = [problem.exit_code, str(problem)]
-    print(json.dumps({"sizes": sizes, "error": error}))
+config, run, *assignments = json.loads(sys.argv[1])
+sizes, error = [], None
+try:
+    run_training(load_settings(Path(config), assignments), Path(run), notify=watch)
+except GptcliError as problem:
+    error = [problem.exit_code, str(problem)]
+print(json.dumps({"sizes": sizes, "error": error}))
 """
 
 
-def train_in_little_memory(*jobs: list[str]) -> list[dict[str, Any]]:
+def train_in_little_memory(job: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN_IN_LITTLE_MEMORY, json.dumps(jobs)],
+        [sys.executable, "-c", TRAIN_IN_LITTLE_MEMORY, json.dumps(job)],
         cwd=REPOSITORY,
         check=True,
         stdout=subprocess.PIPE,
         timeout=120,
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
@@ -70,9 +70,11 @@ def test_memory_that_really_runs_out_halves_the_micro_batch_or_is_said(
     settings = ["training.max_steps=2", "training.batch_size=160", "model.context_length=256"]
     # One sequence: 4,096 x 2,048 numbers of 4 bytes, 34 MB, and that several times in each block.
     too_large = ["model.context_length=4096", "model.n_embd=512", "training.batch_size=2"]
-    small, large = train_in_little_memory(
-        [str(config_file), str(tmp_path / "auto"), *settings],
-        [str(config_file), str(tmp_path / "large"), *too_large],
+    too_large.append("training.micro_batch_size=2")
+    # In a process each: what one has freed would serve the other.
+    small, large = (
+        train_in_little_memory([str(config_file), str(tmp_path / name), *of_run])
+        for name, of_run in (("auto", settings), ("large", too_large))
     )
 
     assert small["error"] is None
@@ -136,9 +138,11 @@ def test_accumulating_1x8_equals_4x2_sequences(
         pretrain(config_file, run, *settings, f"training.micro_batch_size={micro_batch_size}")
     whole, parts = metrics_of(tmp_path / "8"), metrics_of(tmp_path / "2")
     assert len(whole) == 8  # Six steps and two evaluations.
+    # Muon multiplies in bfloat16, which makes the last digits larger.
+    tolerance = 1e-5 if optimizer == "muon" else 1e-6
     for one, other in zip(whole, parts, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6, abs=0)
-    if optimizer == "muon":  # It multiplies in bfloat16, which makes the last digits larger.
+        assert other["loss"] == pytest.approx(one["loss"], rel=tolerance, abs=0)
+    if optimizer == "muon":
         return
     norms = [[entry["grad_norm"] for entry in entries if "lr" in entry] for entries in (whole, parts)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-6, abs=0)
