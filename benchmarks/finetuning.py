@@ -101,10 +101,10 @@ def write_csv(file: Path, rows: Labelled) -> None:
 
 
 READING = [
-    "training.epochs=3",
+    "training.epochs=6",
     *("data.text_unit=line", "model.dropout=0.1", "model.context_length=128"),
     *("training.optimizer=muon", "training.learning_rate=1e-3", "training.warmup_steps=80"),
-    "training.batch_size=8",
+    *("training.batch_size=8", "data.validation_fraction=0.02", "evaluation.eval_steps=400"),
 ]
 
 

@@ -137,11 +137,11 @@ def attention_in_parts(
     rows, heads, tokens, width = query.shape
     mixed = query.new_empty(rows, tokens, heads, width).transpose(1, 2)
     later = query.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -torch.inf).triu_(1)
-    key, value = key.transpose(2, 3).contiguous(), value.contiguous()
+    query, key, value = query * scale, key.transpose(2, 3).contiguous(), value.contiguous()
     for first in range(0, tokens, QUERIES_AT_ONCE):
         part = slice(first, min(first + QUERIES_AT_ONCE, tokens))
         count = part.stop - first
-        scores = (query[:, :, part] @ key[..., : part.stop]).mul_(scale)
+        scores = query[:, :, part] @ key[..., : part.stop]
         if mask is None:
             scores[..., first:] += later[:count, :count]
         else:
