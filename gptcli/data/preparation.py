@@ -33,7 +33,7 @@ from gptcli.data.ledger import Ledger, Reading, SplitCount
 from gptcli.data.sources import Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
-    encode_batch,
+    TextEncoder,
     load_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
@@ -100,18 +100,39 @@ def prepare_text(
     fingerprint = _data_fingerprint(settings, sources, validation_sources)
     if tokenizer is None and settings.tokenizer.name:
         tokenizer = load_tokenizer(settings.tokenizer.name)
+    given = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
     cache = cache_folder(data.cache_dir)
-    folder = cache / _store_name(fingerprint, settings, tokenizer)
+    folder = cache / _store_name(fingerprint, settings, given)
     was_cached = _is_whole(folder)
     if not was_cached:
         with _staging_in(cache) as staging, writing_to(cache):
             _build(staging, settings, sources, validation_sources, tokenizer, reading, notify)
             _publish(staging, folder)
-    prepared = _open(folder, fingerprint, was_cached)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    prepared = _open(
+        folder, tokenizer, fingerprint, given or tokenizer_fingerprint(tokenizer), was_cached
+    )
     # The same text may have been stored when it lay elsewhere, among other files.
     prepared.ledger.sources = [str(source) for source in (*sources, *validation_sources)]
     prepared.ledger.reading.files_left_out = reading.files_left_out
     return prepared
+
+
+def stored_ledger(
+    settings: Settings, sources: list[Source], validation_sources: list[Source]
+) -> Ledger | None:
+    """Return the ledger of the token store that these settings lead to, if it is in the cache.
+
+    Only for a tokenizer that is trained on the text. The sources are read, for their fingerprints.
+    """
+    if settings.model.name is not None or settings.tokenizer.train is None:
+        return None
+    fingerprint = _data_fingerprint(settings, sources, validation_sources)
+    folder = cache_folder(settings.data.cache_dir) / _store_name(fingerprint, settings, None)
+    if not _is_whole(folder):
+        return None
+    return Ledger.from_dict(json.loads((folder / "store.json").read_text())["ledger"])
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -178,12 +199,15 @@ def _data_fingerprint(
     return _hash_of(facts)
 
 
-def _store_name(data: str, settings: Settings, tokenizer: PreTrainedTokenizerFast | None) -> str:
-    """Return the name of the cache folder for this text in the tokens of this tokenizer."""
+def _store_name(data: str, settings: Settings, tokenizer: str | None) -> str:
+    """Return the name of the cache folder for this text in the tokens of this tokenizer.
+
+    data, tokenizer: fingerprints; None for a tokenizer that is trained on the text.
+    """
     training = settings.tokenizer.train if tokenizer is None else None
     facts = {
         "data": data,
-        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer else None,
+        "tokenizer": tokenizer,
         "tokenizer_training": training.model_dump() if training else None,
         "tokenizers": version("tokenizers"),
     }
@@ -218,11 +242,16 @@ def _publish(staging: Path, folder: Path) -> None:
             raise
 
 
-def _open(folder: Path, fingerprint: str, was_cached: bool) -> PreparedText:
+def _open(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    data_fingerprint: str,
+    tokenizer_fingerprint: str,
+    was_cached: bool,
+) -> PreparedText:
     facts = json.loads((folder / "store.json").read_text())
     ledger = Ledger.from_dict(facts["ledger"])
     dtype = np.dtype(facts["dtype"])
-    tokenizer = load_tokenizer(str(folder / "tokenizer"))
 
     def store(split: str, count: SplitCount) -> TokenStore:
         return TokenStore(folder, split, count, dtype, tokenizer.eos_token_id)
@@ -232,8 +261,8 @@ def _open(folder: Path, fingerprint: str, was_cached: bool) -> PreparedText:
         validation=store(VALIDATION, ledger.validation) if ledger.validation.tokens else None,
         tokenizer=tokenizer,
         ledger=ledger,
-        data_fingerprint=fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        data_fingerprint=data_fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint,
         was_cached=was_cached,
     )
 
@@ -272,6 +301,7 @@ def _build(
         for piece in read_documents(validation_sources, data, Reading()):
             yield VALIDATION, piece
 
+    encoder = TextEncoder(tokenizer)
     end_of_text_id = tokenizer.eos_token_id
     with (
         SplitWriter(folder, TRAIN, dtype, end_of_text_id) as train,
@@ -281,7 +311,7 @@ def _build(
         done = 0
         for stream in (pieces(), own_validation()):
             for batch in _batches_of_pieces(stream):
-                all_ids = encode_batch(tokenizer, [piece.text for _, piece in batch])
+                all_ids = encoder.encode_batch([piece.text for _, piece in batch])
                 for (name, piece), token_ids in zip(batch, all_ids, strict=True):
                     text_bytes = len(piece.text.encode())
                     writers[name].write(token_ids, text_bytes, piece.ends_document)

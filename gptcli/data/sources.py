@@ -116,6 +116,12 @@ def find_sources(
 
 
 def _find_source(item: str, data: DataSettings, reading: Reading, name: str) -> list[Source]:
+    found = find_here(item, reading, name)
+    return [_load_from_hub(item, data)] if found is None else found
+
+
+def find_here(item: str, reading: Reading, name: str) -> list[Source] | None:
+    """Return what `item` stands for on this machine; None for what can only be a name on the hub."""
     if item.startswith("builtin:"):
         text = item.removeprefix("builtin:")
         if text not in (PYTHON_DOCS, DOCSTRINGS):
@@ -146,15 +152,35 @@ def _find_source(item: str, data: DataSettings, reading: Reading, name: str) -> 
         if not readable:
             raise DataError(f"{name}: no text file matches {item}.")
         return readable
-    looks_like_a_path = (
+    if _looks_like_a_path(item):
+        raise DataError(f"{item}: no such file or folder ({name}, seen from {Path.cwd()}).")
+    return None
+
+
+def _looks_like_a_path(item: str) -> bool:
+    """Return whether what is not there must be a path, rather than a data set on the hub."""
+    return (
         item.startswith((".", "/", "~"))
         or item.count("/") > 1
         or item.endswith("/")
-        or path.suffix.lower() in (*TEXT_SUFFIXES, *ROW_SUFFIXES, ".gz", ".zip")
+        or Path(item).suffix.lower() in (*TEXT_SUFFIXES, *ROW_SUFFIXES, ".gz", ".zip")
     )
-    if looks_like_a_path:
-        raise DataError(f"{item}: no such file or folder ({name}, seen from {Path.cwd()}).")
-    return [_load_from_hub(item, data)]
+
+
+def missing_paths(setting: str | list[str]) -> list[str]:
+    """Return what `setting` names that is a path, or a glob, with nothing there. Nothing is read."""
+    missing = []
+    for item in [setting] if isinstance(setting, str) else setting:
+        if item.startswith("builtin:"):
+            continue
+        try:
+            path = Path(item).expanduser()
+            is_there = path.exists() or next(glob.iglob(str(path), recursive=True), None) is not None
+        except (OSError, RuntimeError, ValueError):
+            is_there = False
+        if not is_there and (_looks_like_a_path(item) or glob.has_magic(item)):
+            missing.append(item)
+    return missing
 
 
 def _files_of_folder(folder: Path, reading: Reading, name: str) -> list[Source]:

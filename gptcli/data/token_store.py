@@ -6,6 +6,7 @@ train.documents   uint64, for every document the number of tokens up to and with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,13 +78,16 @@ class SplitWriter:
         self._tokens.close()
         self._documents.close()
 
-    def write(self, token_ids: list[int], text_bytes: int, ends_document: bool) -> None:
+    def write(self, token_ids: Sequence[int] | np.ndarray, text_bytes: int, ends_document: bool) -> None:
         """Add a piece of a document; text_bytes: the UTF-8 size of its text."""
+        self._write_tokens(token_ids)
         if ends_document:
-            token_ids = [*token_ids, self._end_of_text_id]
-        self._tokens.write(np.array(token_ids, dtype=self._dtype).tobytes())
-        self.count.tokens += len(token_ids)
+            self._write_tokens([self._end_of_text_id])
         self.count.bytes += text_bytes
         if ends_document:
             self.count.documents += 1
             self._documents.write(np.array(self.count.tokens, dtype=_BOUNDARY).tobytes())
+
+    def _write_tokens(self, token_ids: Sequence[int] | np.ndarray) -> None:
+        self._tokens.write(np.asarray(token_ids, dtype=self._dtype).tobytes())
+        self.count.tokens += len(token_ids)

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gptcli.config.schema import TokenizerTraining
 from gptcli.data.documents import END_OF_TEXT
+from gptcli.data.words import WordMemory, cuts_like_gpt2
 from gptcli.errors import ModelError
 from gptcli.hub import hub_problem, use_cache_if_unreachable
 
@@ -123,6 +126,24 @@ def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[l
     """Return the ids of each text, in parallel, with no token added."""
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
+
+
+class TextEncoder:
+    """Makes tokens of texts, and remembers words from one to the next."""
+
+    # Texts that are shorter on average are not worth the array operations.
+    MIN_CHARACTERS = 1000
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        backend = tokenizer.backend_tokenizer
+        self._memory = WordMemory(backend) if cuts_like_gpt2(backend) else None
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, with no token added."""
+        if self._memory is None or sum(map(len, texts)) < self.MIN_CHARACTERS * len(texts):
+            return [np.array(ids, dtype=np.uint32) for ids in encode_batch(self._tokenizer, texts)]
+        return [self._memory.encode(text) for text in texts]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
