@@ -1,23 +1,27 @@
-"""Causal attention as two matrix products and a softmax, for short sequences on a CPU.
+"""Causal attention on a CPU as plain matrix products and a softmax, for some queries at a time.
 
-torch's fused kernel for CPUs saves the memory of the attention weights, but multiplies in small blocks:
-up to about 512 tokens, where that memory is little, the plain products are faster.
+torch's fused kernel for CPUs saves the memory of the attention weights, but multiplies in small blocks,
+and makes the weights again in its backward pass. Up to a few thousand tokens, where that memory is
+little, plain products are faster. Queries are taken in groups, so that most of the keys that come later
+than a group are left out; the weights are kept for the backward pass.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PLAIN_ATTENTION = "gptcli_plain_attention"
-MAX_TOKENS = 512
+# Beyond it, the memory of the weights is no longer little.
+MAX_TOKENS = 2048
+# More leave out fewer of the later keys; fewer make smaller products.
+QUERIES_AT_ONCE = 256
 
 
 def use_plain_attention(model: Any) -> None:
@@ -46,22 +50,66 @@ def plain_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return found, None
-    scores = torch.baddbmm(
-        _later_tokens(tokens, query.dtype).expand(batch * heads, -1, -1),
-        query.reshape(batch * heads, tokens, width),
-        key.reshape(batch * heads, tokens, width).transpose(1, 2),
-        alpha=width**-0.5 if scaling is None else scaling,
-    )
-    weights = F.dropout(scores.softmax(-1), dropout)
-    attended = torch.bmm(weights, value.reshape(batch * heads, tokens, width))
+    parts = (part.reshape(batch * heads, tokens, width) for part in (query, key, value))
+    attend: Any = _CausalAttention.apply
+    attended = attend(*parts, width**-0.5 if scaling is None else scaling, dropout)
     return attended.view(batch, heads, tokens, width).transpose(1, 2), None
 
 
-@lru_cache(maxsize=16)
-def _later_tokens(tokens: int, dtype: torch.dtype) -> Tensor:
-    """Return (1, tokens, tokens): minus infinity where a column's token is later than the row's."""
-    with torch.inference_mode(False):
-        return torch.full((1, tokens, tokens), -torch.inf, dtype=dtype).triu(1)
+class _CausalAttention(torch.autograd.Function):
+    """Of (n, tokens, width) queries, keys and values; n: of all heads of all sequences."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        tokens = query.shape[1]
+        query = query * scale
+        # Of a group, the last keys are as many as its queries: each looks at those up to its own.
+        later = query.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -torch.inf).triu(1)
+        attended = torch.empty_like(value)
+        kept: list[Tensor] = []
+        for first in range(0, tokens, QUERIES_AT_ONCE):
+            end = min(first + QUERIES_AT_ONCE, tokens)
+            scores = query[:, first:end] @ key[:, :end].transpose(1, 2)
+            scores[:, :, first:] += later[: end - first, : end - first]
+            weights = scores.softmax(2)
+            noise = _dropout_noise(weights, dropout)
+            attended[:, first:end] = (weights * noise if dropout else weights) @ value[:, :end]
+            kept += (weights, noise)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale, ctx.dropout = scale, dropout
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, *kept = ctx.saved_tensors
+        tokens = query.shape[1]
+        of_query = torch.empty_like(query)
+        # Sums over groups of queries.
+        of_key, of_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
+        for number, first in enumerate(range(0, tokens, QUERIES_AT_ONCE)):
+            end = min(first + QUERIES_AT_ONCE, tokens)
+            weights, noise = kept[2 * number : 2 * number + 2]
+            of_group = gradient[:, first:end]
+            used = weights * noise if ctx.dropout else weights
+            of_value[:, :end] += used.transpose(1, 2) @ of_group
+            of_weights = of_group @ value[:, :end].transpose(1, 2)
+            if ctx.dropout:
+                of_weights *= noise
+            of_scores = torch._softmax_backward_data(of_weights, weights, 2, weights.dtype)
+            of_query[:, first:end] = of_scores @ key[:, :end]
+            of_key[:, :end] += of_scores.transpose(1, 2) @ query[:, first:end]
+        of_query *= ctx.scale
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+
+
+def _dropout_noise(weights: Tensor, probability: float) -> Tensor:
+    """Return what to multiply weights with: 0, or what makes up for those; (0,) without dropout."""
+    if not probability:
+        return weights.new_empty(0)
+    return torch.empty_like(weights).bernoulli_(1 - probability).div_(1 - probability)
 
 
 AttentionInterface.register(PLAIN_ATTENTION, plain_attention)

@@ -7,6 +7,8 @@ so that nothing of their size is kept for the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -16,13 +18,21 @@ from torch.autograd.function import once_differentiable
 
 from gptcli.data.batches import IGNORED
 
-# Rows whose scores are in memory at once: enough for the matrix units, few enough for a CPU's cache.
-ROWS = {"cpu": 512}
+# Rows whose scores are in memory at once: more need fewer sums over the weight's gradient, fewer less of
+# the cache.
+ROWS = {"cpu": 1024}
 ROWS_GPU = 4096
+
+LossAndChange = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def summed_head_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    is_compiled: bool = False,
 ) -> Tensor:
     """Return the sum, in nats, of the cross-entropies of all targets that are not IGNORED.
 
@@ -37,14 +47,54 @@ def summed_head_loss(
         rows, chosen = rows[asked], chosen[asked]
     # Inside, it cannot be seen whether anybody wants gradients.
     is_learning = torch.is_grad_enabled()
+    function = _compiled() if is_compiled and is_learning else loss_and_change
     summed: Any = _SummedHeadLoss.apply
-    return cast(Tensor, summed(rows, weight, chosen, label_smoothing, is_learning))
+    return cast(Tensor, summed(rows, weight, chosen, label_smoothing, function, is_learning))
+
+
+def loss_and_change(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Return the summed loss and its gradient for the scores, (rows, vocabulary), in their type.
+
+    chosen: (rows, 1), the targets.
+    """
+    vocabulary = scores.shape[1]
+    logs = scores.float().log_softmax(1)
+    of_chosen = logs.gather(1, chosen)
+    loss = -(1 - smoothing) * of_chosen.sum()
+    if smoothing:
+        loss -= smoothing / vocabulary * logs.sum()
+    # Softmax less what is wanted: the chosen token, and a little of all others.
+    change = logs.exp_()
+    change.scatter_add_(1, chosen, torch.full_like(of_chosen, smoothing - 1))
+    if smoothing:
+        change -= smoothing / vocabulary
+    return loss, change.to(scores.dtype)
+
+
+def _fusable_loss_and_change(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same without a change in place, which a compiler would make a copy of all scores for."""
+    vocabulary = scores.shape[1]
+    logs = scores.float().log_softmax(1)
+    wanted = torch.arange(vocabulary, device=scores.device) == chosen
+    target = wanted * (1 - smoothing) + smoothing / vocabulary
+    return -(logs * target).sum(), (logs.exp() - target).to(scores.dtype)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> LossAndChange:
+    return cast(LossAndChange, torch.compile(_fusable_loss_and_change, dynamic=False))
 
 
 class _SummedHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, is_learning: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        function: LossAndChange,
+        is_learning: bool,
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -52,34 +102,28 @@ class _SummedHeadLoss(torch.autograd.Function):
         inputs, head = hidden.to(dtype), weight.to(dtype)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_weight = torch.zeros_like(weight) if wants_weight else None
-        vocabulary = len(weight)
         count = ROWS.get(device, ROWS_GPU)
         total = torch.zeros((), device=hidden.device)
         for first in range(0, len(inputs), count):
             part, chosen = inputs[first : first + count], targets[first : first + count, None]
-            logs = F.linear(part, head).float().log_softmax(1)
-            of_chosen = logs.gather(1, chosen)
-            total -= (1 - smoothing) * of_chosen.sum()
-            if smoothing:
-                total -= smoothing / vocabulary * logs.sum()
+            scores = F.linear(part, head)
             if not (wants_hidden or wants_weight):
+                total += F.cross_entropy(
+                    scores.float(), chosen[:, 0], reduction="sum", label_smoothing=smoothing
+                )
                 continue
-            # Softmax less what is wanted: the chosen token, and a little of all others.
-            change = logs.exp_()
-            change.scatter_add_(1, chosen, torch.full_like(of_chosen, smoothing - 1))
-            if smoothing:
-                change -= smoothing / vocabulary
-            gradient = change.to(dtype)
+            loss, change = function(scores, chosen, smoothing)
+            total += loss
             if of_hidden is not None:
-                of_hidden[first : first + count] = gradient @ head
+                of_hidden[first : first + count] = change @ head
             if of_weight is not None:
-                of_weight += gradient.T @ part
+                of_weight += change.T @ part
         ctx.of_hidden, ctx.of_weight = of_hidden, of_weight
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(scale)
         of_weight = None if ctx.of_weight is None else ctx.of_weight.mul_(scale)
-        return of_hidden, of_weight, None, None, None
+        return of_hidden, of_weight, None, None, None, None

@@ -22,9 +22,14 @@ def plain(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
 INPUTS = torch.arange(60).reshape(3, 20) % 40
 
 
+@pytest.mark.parametrize("queries_at_once", [1, 8, 20, 256])
 def test_logits_and_gradients_equal_those_of_hugging_face(
-    model: GPT2LMHeadModel, plain: GPT2LMHeadModel
+    queries_at_once: int,
+    model: GPT2LMHeadModel,
+    plain: GPT2LMHeadModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries_at_once)
     for one in (model, plain):
         one(input_ids=INPUTS, labels=INPUTS).loss.backward()
     torch.testing.assert_close(plain(INPUTS).logits, model(INPUTS).logits, rtol=0, atol=1e-5)
@@ -80,3 +85,16 @@ def test_a_saved_model_does_not_know_of_it(
     assert "plain" not in (tmp_path / "model" / "config.json").read_text()
     opened = GPT2LMHeadModel.from_pretrained(tmp_path / "model")
     torch.testing.assert_close(opened(INPUTS).logits, plain(INPUTS).logits, rtol=0, atol=1e-5)
+
+
+def test_gradients_through_dropped_weights_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 4)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 10, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)  # The same weights are dropped each time.
+        attended: torch.Tensor = attention._CausalAttention.apply(*inputs, 0.5, 0.3)  # type: ignore[no-untyped-call]
+        return attended
+
+    assert torch.autograd.gradcheck(attend, inputs)

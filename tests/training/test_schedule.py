@@ -30,3 +30,21 @@ def test_a_warm_up_longer_than_the_run_reaches_the_peak_at_the_last_step() -> No
 
 def test_a_floor_at_the_peak_is_a_constant_rate() -> None:
     assert rates([0, 5, 9], max_steps=10, warmup_steps=0, min_learning_rate_ratio=1.0) == [1e-3] * 3
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_a_line_over_the_last_steps() -> None:
+    # Of 10 steps, the last 4 fall: by a quarter of the way from the peak to a tenth of it each.
+    assert rates(
+        [0, 1, 5, 6, 7, 8, 9],
+        schedule="wsd",
+        decay_ratio=0.4,
+        max_steps=10,
+        warmup_steps=2,
+        min_learning_rate_ratio=0.1,
+    ) == pytest.approx([5e-4, 1e-3, 1e-3, 7.75e-4, 5.5e-4, 3.25e-4, 1e-4])
+
+
+def test_a_decay_as_long_as_the_run_begins_behind_the_warm_up() -> None:
+    assert rates(
+        [1, 2, 3, 5], schedule="wsd", decay_ratio=1.0, max_steps=6, warmup_steps=2
+    ) == pytest.approx([1e-3, 7.75e-4, 5.5e-4, 1e-4])
