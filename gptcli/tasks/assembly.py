@@ -24,12 +24,14 @@ from gptcli.data.tokenizing import (
     train_tokenizer,
 )
 from gptcli.errors import ConfigError, DataError
+from gptcli.generation.samples import Sample, SampleWriter
 from gptcli.models.adapters import without_adapters
 from gptcli.models.attention import MAX_TOKENS, use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
+from gptcli.training.compiling import choose_compilation
 from gptcli.training.device import Compute
-from gptcli.training.job import DataSize, EvaluatedTask, Job
+from gptcli.training.job import DataSize, EvaluatedTask, Job, count_parameters
 from gptcli.training.loss import summed_head_loss
 
 if TYPE_CHECKING:
@@ -102,9 +104,11 @@ def assemble_job(
     trainable: TrainableModel,
     tokenizer: PreTrainedTokenizerFast,
     data: TaskData,
+    prompt_ids: Callable[[str], list[int]] | None = None,
 ) -> Job:
     """Return the job, its model on the device and the settings that the data decides filled in.
 
+    prompt_ids: of a task that writes text, returns the tokens that a prompt becomes, at least one.
     Raises ConfigError for settings that this data cannot serve.
     """
     training = settings.training
@@ -120,12 +124,26 @@ def assemble_job(
         settings = settings.model_copy(update={"training": training})
     shape = settings.model.model_copy(update={"context_length": data.context_length})
     settings = settings.model_copy(update={"model": shape})
+    samples = None
+    if prompt_ids is not None and settings.evaluation.sample_prompts:
+        longest = int(trainable.model.config.n_positions)
+        samples = SampleWriter(settings, tokenizer, longest, prompt_ids)
     model = trainable.model.to(compute.device)
     if compute.device.type == "cpu":
         use_plain_attention(model)
+    tokens = training.max_steps * training.batch_size * data.longest
+    is_compiled, why = choose_compilation(settings, compute, count_parameters(model), tokens)
+    # A resumed run goes on with the same kernels: others round otherwise.
+    runtime = settings.runtime.model_copy(update={"compile": is_compiled})
+    settings = settings.model_copy(update={"runtime": runtime})
 
     def save(folder: Path) -> None:
         save_model(without_adapters(model), tokenizer, folder)
+
+    def write_samples(between_samples: Callable[[], None]) -> list[Sample]:
+        assert samples is not None
+        with compute.autocast():
+            return samples.write(model, between_samples)
 
     return Job(
         settings=settings,
@@ -139,9 +157,14 @@ def assemble_job(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         train=data.train,
         validation=data.validation,
-        facts={"start": trainable.origin, "tokenizer": tokenizer_summary(tokenizer)},
+        facts={
+            "start": trainable.origin,
+            "tokenizer": tokenizer_summary(tokenizer),
+            "compiled": f"{'yes' if is_compiled else 'no'}, {why}",
+        },
         ledger=data.ledger,
         summary=[("start", trainable.origin), *data.summary],
+        write_samples=None if samples is None else write_samples,
     )
 
 
@@ -187,11 +210,18 @@ class BatchedTask:
     def describe_batch(self, step: int) -> str:
         return self._batches.describe(step)
 
+    def compile_loss(self) -> None:
+        """Nothing here is worth it."""
+
 
 class TokenTask(BatchedTask):
     """What the tasks have in common that learn which token comes next."""
 
     best_by = "loss"
+    _is_loss_compiled = False
+
+    def compile_loss(self) -> None:
+        self._is_loss_compiled = True
 
     def target_weight(self, batch: Batch) -> float:
         return target_tokens(batch)
@@ -204,4 +234,6 @@ class TokenTask(BatchedTask):
         hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
         # Smoothing is for learning; scores are of the plain loss.
         smoothing = self._label_smoothing if model.training else 0.0
-        return summed_head_loss(hidden, model.lm_head.weight, targets, smoothing)
+        return summed_head_loss(
+            hidden, model.lm_head.weight, targets, smoothing, is_compiled=self._is_loss_compiled
+        )

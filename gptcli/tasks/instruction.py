@@ -110,9 +110,12 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
         compute,
         training.label_smoothing,
     )
-    return assemble_job(
-        settings, compute, task, trainable, tokenizer, TaskData.of(train, validation, limit, report)
-    )
+    data = TaskData.of(train, validation, limit, report)
+
+    def prompt_ids(prompt: str) -> list[int]:
+        return chat_format.token_ids([{"role": "user", "content": prompt}], asks_for_reply=True)
+
+    return assemble_job(settings, compute, task, trainable, tokenizer, data, prompt_ids)
 
 
 def conversation_examples(

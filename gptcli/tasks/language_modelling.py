@@ -129,4 +129,10 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
             ("held-out text", f"{text.ledger.validation.tokens:,} tokens"),
         ],
     )
-    return assemble_job(settings, compute, task, trainable, text.tokenizer, data)
+    tokenizer = text.tokenizer
+
+    def prompt_ids(prompt: str) -> list[int]:
+        # An empty prompt starts from end-of-text, as in `gptcli generate`.
+        return tokenizer.encode(prompt, add_special_tokens=False) or [tokenizer.eos_token_id]
+
+    return assemble_job(settings, compute, task, trainable, tokenizer, data, prompt_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gptcli.config.schema import Settings
+from gptcli.errors import ConfigError
 from gptcli.tasks import classification, instruction, language_modelling, question_answering
 from gptcli.tasks.assembly import Notify
 from gptcli.training.device import Compute
@@ -15,7 +16,14 @@ _BUILDERS = {
     "instruction": instruction.build_job,
 }
 
+WRITES_TEXT = ("language-modelling", "instruction")
+
 
 def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     """Return the job that `settings` ask for, its data read and checked and its model loaded."""
+    if settings.evaluation.sample_prompts and settings.task not in WRITES_TEXT:
+        raise ConfigError(
+            f"evaluation.sample_prompts is set, but a model of task {settings.task} writes no text. "
+            f"Leave it out; it is for {' and '.join(WRITES_TEXT)}."
+        )
     return _BUILDERS[settings.task](settings, compute, notify)

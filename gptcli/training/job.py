@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from gptcli.config.schema import Settings
+from gptcli.generation.samples import Sample
 from gptcli.training.loop import Task
 
 
@@ -28,6 +29,9 @@ class EvaluatedTask(Task, Protocol):
 
     best_by: str
     """Name of that score: "loss", or one that is better when higher; a tie goes to the lower loss."""
+
+    def compile_loss(self) -> None:
+        """Let what comes behind the model's layers be compiled by torch.compile, if that is worth it."""
 
     def evaluate(
         self, model: nn.Module, micro_batch_size: int, between_batches: Callable[[], None]
@@ -73,6 +77,10 @@ class Job:
     """data.json: what became of all that was read."""
     summary: list[tuple[str, str]]
     """The data, for people: (what, how much)."""
+    write_samples: Callable[[Callable[[], None]], list[Sample]] | None = None
+    """Returns what the model, as it is now, writes after evaluation.sample_prompts. Calls what it is
+    given before each, and lets what that raises pass. None without prompts.
+    """
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a logged step or evaluation."""
+"""metrics.jsonl: one JSON object a logged step, an evaluation, or its samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class MetricsLog:
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                if entry["step"] > (evaluated_step if "split" in entry else step):
+                belongs_to_evaluation = "split" in entry or "samples" in entry
+                if entry["step"] > (evaluated_step if belongs_to_evaluation else step):
                     continue
             except (ValueError, KeyError, TypeError):
                 continue

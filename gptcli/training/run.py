@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from gptcli.config.loading import dump_settings
 from gptcli.config.schema import Settings
 from gptcli.errors import ConfigError, Diverged, EnvironmentProblem, InterruptedRun, ModelError
 from gptcli.files import write_text
+from gptcli.generation.samples import Sample
 from gptcli.training.checkpoint import (
     Origin,
     check_disk_space,
@@ -43,6 +44,7 @@ from gptcli.training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from gptcli.training.compiling import compile_layers, uncompiled
 from gptcli.training.device import Compute
 from gptcli.training.job import Evaluation, Job, count_parameters
 from gptcli.training.loop import (
@@ -81,6 +83,11 @@ HARMLESS_ON_RESUME = (
 )
 
 
+# Decided by the run if not set. A resumed one goes on with what was decided, also where a changed limit
+# would decide otherwise.
+DECIDED_ONCE = (("runtime", "compile"),)
+
+
 @dataclass(frozen=True)
 class Note:
     """Something that the user should know; the run goes on."""
@@ -112,13 +119,21 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What the model writes now after evaluation.sample_prompts."""
+
+    step: int
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
 class Saved:
     """A checkpoint is on disk."""
 
     path: Path
 
 
-TrainingEvent = Note | Started | StepDone | StepSkipped | MicroBatchHalved | Evaluated | Saved
+TrainingEvent = Note | Started | StepDone | StepSkipped | MicroBatchHalved | Evaluated | Sampled | Saved
 
 
 class TrainingRun:
@@ -228,6 +243,9 @@ class TrainingRun:
                 self._job.steps_per_epoch,
             )
         )
+        if self._settings.runtime.compile:
+            compile_layers(self._model)
+            self._job.task.compile_loss()
         try:
             limit = self._between_steps()
             if limit is None:
@@ -255,7 +273,7 @@ class TrainingRun:
         except BaseException as error:
             self._update_elapsed()
             with suppress(EnvironmentProblem, OSError):  # The first problem is the one to tell.
-                self._write_end(f"stopped: {type(error).__name__}")
+                self._write_end(f"stopped: {type(error).__name__}", problem=str(error))
             if isinstance(error, Diverged):
                 raise Diverged(f"{error} {self._way_on()}") from error
             raise
@@ -303,16 +321,25 @@ class TrainingRun:
         if progress.evaluated_step == step:
             return
         try:
-            evaluation = self._evaluation()
+            with uncompiled(bool(self._settings.runtime.compile)):
+                evaluation = self._evaluation()
+            if evaluation is not None and not _is_finite(evaluation.scores):
+                raise Diverged(
+                    f"The held-out loss after step {step} is {evaluation.scores['loss']:g}: "
+                    "training has diverged."
+                )
+            samples = self._samples()
         except InterruptedRun:
             return  # This step is evaluated when the run goes on.
-        if evaluation is None:
-            return
-        scores = evaluation.scores
-        if not all(math.isfinite(score) for score in scores.values()):
-            raise Diverged(
-                f"The held-out loss after step {step} is {scores['loss']:g}: training has diverged."
-            )
+        if evaluation is not None:
+            self._note_evaluation(evaluation)
+        if samples:
+            progress.evaluated_step = step
+            self._metrics.append({"step": step, "samples": [asdict(sample) for sample in samples]})
+            self._notify(Sampled(step, samples))
+
+    def _note_evaluation(self, evaluation: Evaluation) -> None:
+        progress, step, scores = self.progress, self.progress.step, evaluation.scores
         is_best = progress.best is None or self._rank(scores) > self._rank(progress.best)
         progress.evaluated_step = step
         progress.last_evaluation_loss = scores["loss"]
@@ -330,6 +357,18 @@ class TrainingRun:
             }
         )
         self._notify(Evaluated(step, scores, evaluation.details, is_best))
+
+    def _samples(self) -> list[Sample]:
+        """Return what the model writes now; nothing if no prompts are set."""
+        if self._job.write_samples is None:
+            return []
+        try:
+            with uncompiled(bool(self._settings.runtime.compile)):
+                return self._job.write_samples(self._signals.raise_if_received)
+        except ModelError as error:  # Scores that are not finite, without held-out data to tell it.
+            raise Diverged(
+                f"After step {self.progress.step} the model cannot write: training has diverged."
+            ) from error
 
     def _rank(self, scores: dict[str, float]) -> tuple[float, float]:
         """Return what is larger for the better of two evaluations."""
@@ -395,6 +434,7 @@ class TrainingRun:
             "versions": self._origin.versions,
             "hardware": {
                 "platform": platform.platform(),
+                "cpu": _cpu_name(),
                 "device": str(self._compute.device),
                 "device_reason": self._compute.device_reason,
                 "precision": self._compute.precision,
@@ -410,11 +450,12 @@ class TrainingRun:
             self._folder.ledger, json.dumps(self._job.ledger, indent=2, ensure_ascii=False) + "\n"
         )
 
-    def _write_end(self, ended: str) -> None:
-        """Write run.json: what the run is, how far it came and how it ended."""
+    def _write_end(self, ended: str, problem: str | None = None) -> None:
+        """Write run.json: what the run is, how far it came, how it ended and on which problem."""
         progress = self.progress
         outcome = {
             "ended": ended,
+            **({"problem": problem} if problem else {}),
             "updated": _now(),
             "step": progress.step,
             "tokens": progress.tokens,
@@ -428,6 +469,19 @@ class TrainingRun:
         write_text(self._folder.run, text + "\n")
 
 
+def _cpu_name() -> str:
+    with suppress(OSError):  # Linux alone has it.
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _is_finite(scores: dict[str, float]) -> bool:
+    return all(math.isfinite(score) for score in scores.values())
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -439,6 +493,17 @@ def library_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
+
+
+def with_decisions_of(checkpoint: Path, settings: Settings) -> Settings:
+    """Return the settings, with what the run of this checkpoint had decided where they leave it open."""
+    before = read_state(checkpoint).origin.settings
+    for section_name, key in DECIDED_ONCE:
+        section = getattr(settings, section_name)
+        if getattr(section, key) is None:
+            decided = section.model_copy(update={key: before.get(section_name, {}).get(key)})
+            settings = settings.model_copy(update={section_name: decided})
+    return settings
 
 
 def check_settings_match(checkpoint: Path, settings: Settings, *, is_complete: bool = True) -> None:

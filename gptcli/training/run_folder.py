@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def report(self) -> Path:
+        """A page that is made of the files above, and can be made again."""
+        return self.path / "report.html"
+
+    @property
     def save_now(self) -> Path:
         """Touching this file asks for a checkpoint after the current step."""
         return self.path / "save-now"
@@ -94,6 +99,22 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+    def is_in_use(self) -> bool:
+        """Whether a process is writing here."""
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # A file system that has no locks.
+            return False
+        finally:
+            os.close(descriptor)
+        return False
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Raise ConfigError unless a run may be written here, as the options say."""
@@ -135,5 +156,5 @@ class RunFolder:
             remove_all_checkpoints(self.checkpoints)
         remove_tree(self.model)
         self.remove_partial()
-        for file in (self.config, self.ledger, self.metrics, self.run):
+        for file in (self.report, self.config, self.ledger, self.metrics, self.run):
             file.unlink(missing_ok=True)

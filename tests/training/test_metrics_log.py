@@ -43,6 +43,14 @@ def test_steps_that_will_be_done_again_are_forgotten(log: MetricsLog, path: Path
     assert steps_in(path) == [1, 2, 3]
 
 
+def test_an_evaluation_and_its_samples_are_forgotten_together(log: MetricsLog, path: Path) -> None:
+    for step in (2, 3):
+        log.append({"step": step, "loss": 0.5, "split": "validation"})
+        log.append({"step": step, "samples": []})
+    log.drop_after(3, 2)
+    assert steps_in(path) == [1, 2, 3, 2, 2]
+
+
 @pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step"', "12", "\x00\x00", "[]", '{"loss": 1}'])
 def test_a_torn_last_line_is_forgotten(log: MetricsLog, path: Path, torn: str) -> None:
     with path.open("a") as file:

@@ -19,7 +19,7 @@ with RunFolder(Path(sys.argv[1])).lock():
     time.sleep(60)
 """
 
-RUN_FILES = ["run.json", "config.yaml", "data.json", "metrics.jsonl"]
+RUN_FILES = ["run.json", "config.yaml", "data.json", "metrics.jsonl", "report.html"]
 
 
 @pytest.fixture

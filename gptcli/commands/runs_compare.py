@@ -1,0 +1,83 @@
+"""`gptcli runs compare`: how runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gptcli import console
+from gptcli.commands.training import AsJson
+
+if TYPE_CHECKING:
+    from gptcli.pipelines.runs import Difference
+
+# A longer value is cut: the table would not fit a terminal.
+MAX_VALUE = 40
+
+
+def compare_runs(
+    names: list[str] = typer.Argument(metavar="RUN...", help="Run folders, or their names in runs/."),
+    output: Path | None = typer.Option(
+        None, "--output", metavar="FILE", help="Also write a page with the curves together."
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: settings, data and machines that differ, and the best scores side by side.
+
+    Examples:
+      gptcli runs compare runs/mine runs/demo
+      gptcli runs compare runs/mine runs/demo --output comparison.html
+    """
+    from gptcli.config.loading import dump_value
+    from gptcli.evaluation.score_formats import score_name, score_value
+    from gptcli.pipelines import runs
+
+    comparison = runs.compare_runs(names)
+    page = None if output is None else runs.write_comparison(comparison, output)
+    for config in comparison.unreadable:
+        console.warn(f"{config} cannot be read; settings are not compared.")
+    if as_json:
+        console.write_json(
+            {
+                "runs": [runs.describe_run(run) for run in comparison.runs],
+                "scores": _by_run(comparison.names, comparison.scores),
+                "settings": _by_run(comparison.names, comparison.settings),
+                "provenance": _by_run(comparison.names, comparison.provenance),
+                "page": None if page is None else str(page),
+            }
+        )
+        return
+
+    def show(title: str, rows: list[list[str]]) -> None:
+        if len(rows) > 1:
+            console.write_result(title)
+            for line in console.table_lines(rows):
+                console.write_result(f"  {line}")
+
+    def score(name: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value:,.0f}" if name == "step" else score_value(name, value)
+
+    head = ["", *comparison.names]
+    scores = [[score_name(s.name), *(score(s.name, v) for v in s.values)] for s in comparison.scores]
+    show("Best evaluation:", [head, *scores])
+    settings = [[s.name, *(_cut(dump_value(v)) for v in s.values)] for s in comparison.settings]
+    show("Settings that differ:", [head, *settings])
+    rest = [[p.name, *(_cut(str(v)) for v in p.values)] for p in comparison.provenance]
+    show("Data, versions and hardware that differ:", [head, *rest])
+    if not comparison.settings and not comparison.unreadable:
+        console.write_result("The settings are the same.")
+    if page is not None:
+        console.say(f"The curves are in {page}.")
+
+
+def _by_run(names: Sequence[str], differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
+    return {one.name: dict(zip(names, one.values, strict=True)) for one in differences}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."

@@ -1,0 +1,94 @@
+"""Samples: how a model that is being trained goes on with the same prompts, now and later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptcli.config.schema import Settings
+from gptcli.data.batches import mix
+from gptcli.data.input_rows import check_unicode
+from gptcli.errors import ConfigError
+from gptcli.generation.decoder import NewToken, TextStream, continue_prompt
+from gptcli.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SAMPLE_TOKENS = 50
+"""Most new tokens of a sample, if generation says nothing of length."""
+_SETTING = "evaluation.sample_prompts"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what the model wrote after it."""
+
+    prompt: str
+    text: str
+
+
+class SampleWriter:
+    """Continues the prompts of evaluation.sample_prompts as the generation section says.
+
+    A sample depends on the weights, the settings and runtime.seed alone: it draws from a generator of
+    its own, the same at each evaluation, and leaves torch's alone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tokenizer: PreTrainedTokenizerFast,
+        context_length: int,
+        ids_of: Callable[[str], list[int]],
+    ) -> None:
+        """context_length: of the model. ids_of: returns the tokens that a prompt becomes, at least one.
+
+        Raises ConfigError for a prompt that is no text, or leaves no room.
+        """
+        generation = settings.generation
+        self._tokenizer = tokenizer
+        self._seed = settings.runtime.seed
+        self._sampling = Sampling(generation.temperature, generation.top_k, generation.top_p)
+        self._planned: list[tuple[str, list[int], int]] = []
+        for prompt in settings.evaluation.sample_prompts:
+            check_unicode(prompt, ConfigError, f"{_SETTING}: {prompt!r}")
+            ids = ids_of(prompt)
+            new_tokens = generation.max_new_tokens or SAMPLE_TOKENS
+            limit, name = context_length, "the model's context"
+            if generation.max_length is not None:
+                new_tokens = generation.max_length - len(ids)
+                if generation.max_length < context_length:
+                    limit, name = generation.max_length, "generation.max_length"
+            if len(ids) >= limit:
+                raise ConfigError(
+                    f"{_SETTING}: {prompt[:60]!r} has {len(ids)} tokens; {name} is {limit}, the new "
+                    "tokens included. Shorten the prompt."
+                )
+            self._planned.append((prompt, ids, new_tokens))
+
+    def write(self, model: Any, between_samples: Callable[[], None] = lambda: None) -> list[Sample]:
+        """Return a sample a prompt. Calls `between_samples` before each, and lets what it raises pass.
+
+        Raises ModelError for a model whose scores are not finite.
+        """
+        model.eval()
+        samples = []
+        for number, (prompt, ids, new_tokens) in enumerate(self._planned):
+            between_samples()
+            stream = TextStream(self._tokenizer, ids)
+            for event in continue_prompt(
+                model,
+                ids,
+                max_new_tokens=new_tokens,
+                sampling=self._sampling,
+                sequences=1,
+                end_of_text_id=self._tokenizer.eos_token_id,
+                seed=mix(self._seed, number),
+            ):
+                if isinstance(event, NewToken):
+                    stream.add(event.token_id)
+            stream.finish()
+            samples.append(Sample(prompt, stream.text))
+        return samples

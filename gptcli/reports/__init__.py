@@ -1,0 +1,1 @@
+"""Pages that show results: each one file that needs no other."""
