@@ -12,12 +12,14 @@ import typer
 
 from gptcli import console
 from gptcli.errors import InterruptedRun
+from gptcli.evaluation.score_formats import score_phrases
 from gptcli.training.stopping import StopSignals
 
 if TYPE_CHECKING:
     from gptcli.config.schema import Settings
     from gptcli.data.preparation import PreparationProgress
     from gptcli.pipelines.train import Event, TrainingResult
+    from gptcli.training.run_record import RunRecord
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
 ModelName = Annotated[
@@ -51,28 +53,35 @@ def train_and_show(
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
+    repeats: RunRecord | None = None,
 ) -> None:
-    """Run the training that `settings` ask for, and show how it goes and ends."""
+    """Run the training that `settings` ask for, and show how it goes and ends.
+
+    repeats: the run whose config it is, and that this one is to be like.
+    """
     # Before the imports that take seconds: a signal in them, too, ends with the exit code it should.
     with console.ProgressDisplay() as display, StopSignals(console.say_at_once) as signals:
         from gptcli.hub import quiet_libraries
         from gptcli.pipelines.train import run_training
 
         quiet_libraries()
+        folder = output_dir or _default_output_dir(config)
         try:
             result = run_training(
                 settings,
-                output_dir or _default_output_dir(config),
+                folder,
                 resume=resume,
                 overwrite=overwrite,
                 dry_run=dry_run,
+                repeats=repeats,
                 notify=_Renderer(display).show,
                 signals=signals,
             )
         except InterruptedRun as stop:
             if not stop.is_saved:
                 raise
-            message = f"{stop} Continue with: {_resuming_command()}"
+            command = _resuming_command(None if repeats is None else folder)
+            message = f"{stop} Continue with: {command}"
             raise InterruptedRun(message, stop.exit_code, is_saved=True) from stop
     _show_result(result, settings)
     if as_json:
@@ -86,8 +95,15 @@ def _default_output_dir(config: Path) -> Path:
     return Path("runs") / config.stem
 
 
-def _resuming_command() -> str:
-    """Return the command that continues the run of this one."""
+def _resuming_command(repetition: Path | None) -> str:
+    """Return the command that continues the run of this one.
+
+    repetition: the folder of the run, if it repeats another.
+    """
+    if repetition is not None:
+        from gptcli.training.run_record import RunRecord
+
+        return shlex.join([*RunRecord(repetition).repeating_command, "--resume"])
     options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
     return shlex.join(["gptcli", *options, "--resume"])
 
@@ -101,10 +117,11 @@ class _Renderer:
         self._max_steps = 0
 
     def show(self, event: Event) -> None:
+        from gptcli.data.items import shortened
         from gptcli.data.preparation import PreparationProgress
         from gptcli.pipelines.train import DataReport
         from gptcli.training.loop import MicroBatchHalved, StepDone, StepSkipped
-        from gptcli.training.run import Evaluated, Note, Saved, Started
+        from gptcli.training.run import Evaluated, Note, Sampled, Saved, Started
 
         display = self._display
         match event:
@@ -141,9 +158,14 @@ class _Renderer:
                     "stays the same."
                 )
             case Evaluated(step, scores, details, is_best):
-                display.say(f"Step {step}: validation {_scores(scores)}{' (best)' if is_best else ''}.")
+                display.say(
+                    f"Step {step}: validation {score_phrases(scores)}{' (best)' if is_best else ''}."
+                )
                 for line in _tables(details):
                     display.say(line)
+            case Sampled(_, samples):
+                for sample in samples:
+                    display.say(f"  {shortened(sample.prompt, 60)} | {shortened(sample.text, 120)}")
             case Saved(path):
                 display.say(f"Saved {path}.")
 
@@ -170,16 +192,19 @@ def _show_result(result: TrainingResult, settings: Settings) -> None:
         ("held-out data", _size(result.validation)),
     ]
     if result.model is None:
-        console.show_facts("Settings and data are fine; this run would have:", facts)
+        _show_plan(result, facts)
         return
     facts.append(("trained", f"{result.step:,} steps in {console.duration(result.training_seconds)}"))
     if result.evaluation:
         best = result.evaluation
-        facts.append(("best evaluation", f"{_scores(best)} (step {best['step']})"))
+        facts.append(("best evaluation", f"{score_phrases(best)} (step {best['step']})"))
     if result.steps_skipped:
         facts.append(("skipped", f"{result.steps_skipped:,} steps; metrics.jsonl says which"))
     state, _, limit = result.ended.partition(": ")
     facts.append(("ended by", f"{limit} {result.limit:,}"))
+    report = Path(result.run) / "report.html"
+    if report.is_file():
+        facts.append(("report", str(report)))
     console.show_facts(f"The model is in {result.model}", facts)
     if state == "already finished":
         console.say(f"This run has already finished ({limit}); a higher limit would continue it.")
@@ -187,6 +212,23 @@ def _show_result(result: TrainingResult, settings: Settings) -> None:
     console.say("Try next:")
     for command in _NEXT[settings.task]:
         console.say(f"  gptcli {command.replace('MODEL', shlex.quote(result.model))}")
+
+
+def _show_plan(result: TrainingResult, facts: list[tuple[str, str]]) -> None:
+    """Show what a dry run has found."""
+    from gptcli.planning.findings import Limits, find, in_bytes
+
+    plan = result.plan
+    assert plan is not None
+    if plan.flops is not None:
+        facts.append(("compute", f"{plan.flops:.2g} operations; `gptcli plan --measure` times some"))
+    facts += [
+        ("memory", f"about {in_bytes(plan.memory.peak)}"),
+        ("disk", f"{in_bytes(plan.checkpoint_bytes)} a checkpoint, up to {in_bytes(plan.run_bytes)}"),
+    ]
+    console.show_facts("Settings and data are fine; this run would have:", facts)
+    for finding in find(plan, Limits()):
+        console.say(f"- {finding}")
 
 
 _NEXT = {
@@ -208,27 +250,6 @@ def _size(size: Any) -> str:
     return f"{examples}{size.tokens:,} tokens"
 
 
-_SCORES = {
-    "loss": "loss {:.4f}",
-    "perplexity": "perplexity {:,.2f}",
-    "bits_per_byte": "{:.4f} bits per byte",
-    "accuracy": "accuracy {:.2%}",
-    "macro_f1": "macro-F1 {:.4f}",
-    "micro_f1": "micro-F1 {:.4f}",
-    "exact_match": "exact match {:.2%}",
-    "f1": "F1 {:.2%}",
-    "mean_squared_error": "mean squared error {:.4g}",
-    "mean_absolute_error": "mean absolute error {:.4g}",
-    "pearson": "Pearson's r {:.4f}",
-    "spearman": "Spearman's rho {:.4f}",
-    "r2": "R2 {:.4f}",
-}
-
-
-def _scores(scores: dict[str, float]) -> str:
-    return ", ".join(_SCORES[name].format(scores[name]) for name in _SCORES if name in scores)
-
-
 def _tables(details: dict[str, Any]) -> list[str]:
     """Return the scores of each label, and beside them what was taken for what; or those of answerable
     and unanswerable questions."""
@@ -237,7 +258,7 @@ def _tables(details: dict[str, Any]) -> list[str]:
         for kind in ("answerable", "unanswerable"):
             if kind in details:
                 lines.append(
-                    f"  {kind}: {_scores(details[kind])}, {details[kind]['questions']:,} questions"
+                    f"  {kind}: {score_phrases(details[kind])}, {details[kind]['questions']:,} questions"
                 )
         return lines
     per_label: dict[str, dict[str, float]] = details.get("per_label", {})

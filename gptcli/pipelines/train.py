@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptcli.config.schema import Settings
 from gptcli.data.preparation import PreparationProgress
+from gptcli.files import write_text
+from gptcli.pipelines.plan import facts_of_job
+from gptcli.planning.plan import Plan, make_plan
 from gptcli.tasks.table import build_job
 from gptcli.training.checkpoint import newest_whole
 from gptcli.training.device import Compute, choose_compute
 from gptcli.training.job import DataSize, Job, count_parameters
 from gptcli.training.loop import Progress
-from gptcli.training.run import Note, TrainingEvent, TrainingRun, check_settings_match
+from gptcli.training.run import (
+    Note,
+    TrainingEvent,
+    TrainingRun,
+    check_settings_match,
+    library_versions,
+    with_decisions_of,
+)
 from gptcli.training.run_folder import RunFolder
+from gptcli.training.run_record import RunRecord
 from gptcli.training.stopping import StopSignals
 
 
@@ -51,6 +62,8 @@ class TrainingResult:
     training_seconds: float
     evaluation: dict[str, float] | None
     """The best evaluation: its step, and the scores of the task."""
+    plan: Plan | None = None
+    """Of a dry run: what the run would need."""
 
 
 def run_training(
@@ -60,12 +73,14 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    repeats: RunRecord | None = None,
     notify: Notify = lambda event: None,
     signals: StopSignals | None = None,
 ) -> TrainingResult:
     """Train a GPT-2 into `output_dir`; with `dry_run`, do all but train and write a run.
 
-    signals: what asks to stop; none if not given. Raises a GptcliError for anything that the user can
+    repeats: a run that this one is to repeat; what is no longer as it was is said. signals: what asks to
+    stop; none if not given. Raises a GptcliError for anything that the user can
     mend, before training wherever that is possible, and InterruptedRun, with all saved, when a signal
     asks to stop.
     """
@@ -81,13 +96,16 @@ def run_training(
         notify(Note(f"Device: {compute.describe()}."))
         job = build_job(settings, compute, notify_and_look)
         notify(DataReport(job.summary))
+        notify(Note(f"torch.compile: {job.facts['compiled']}."))
+        for change in [] if repeats is None else _changes_since(repeats, job):
+            notify(Note(change, is_warning=True))
         return job, compute
 
     signals.raise_if_received()
     if dry_run:
-        job, _ = build()
-        progress = Progress(step=0)
-        return _result(folder, job, progress, "dry run")
+        job, compute = build()
+        plan = make_plan(facts_of_job(job, compute))
+        return replace(_result(folder, job, Progress(), "dry run"), plan=plan)
     with folder.lock():
         folder.check(resume=resume, overwrite=overwrite)
         checkpoint, warnings = newest_whole(folder.checkpoints) if resume else (None, [])
@@ -96,6 +114,7 @@ def run_training(
         if checkpoint is not None:
             # Before the data is read; what only the data decides, afterwards.
             check_settings_match(checkpoint, settings, is_complete=False)
+            settings = with_decisions_of(checkpoint, settings)
         job, compute = build()
         run = TrainingRun(job, folder, compute, signals, notify)
         if checkpoint is not None:
@@ -113,8 +132,50 @@ def run_training(
             folder.clear()
         run.check_disk_space()
         signals.raise_if_received()
-        limit = run.run()
+        try:
+            limit = run.run()
+        except Exception:
+            _write_report(folder, notify)
+            raise
+        _write_report(folder, notify)
         return _result(folder, job, run.progress, f"finished: {limit}")
+
+
+def _changes_since(before: RunRecord, job: Job) -> list[str]:
+    """Return what makes a repetition of a run another one."""
+    facts = before.facts
+    now = {"data": job.data_fingerprint, "tokenizer": job.tokenizer_fingerprint}
+    changes = [
+        f"The {what} is not what {before.path} was trained on; this run will differ."
+        for what, fingerprint in now.items()
+        if facts.fingerprints.get(what) != fingerprint
+    ]
+    versions = [
+        f"{name} was {facts.versions.get(name)} and is {version}"
+        for name, version in library_versions().items()
+        if facts.versions.get(name) != version
+    ]
+    if versions:
+        changes.append(f"{', '.join(versions)}: numbers may differ in the last digits.")
+    return changes
+
+
+def _write_report(folder: RunFolder, notify: Notify) -> None:
+    """Write report.html. That it cannot be drawn is no failure of the run."""
+    if not folder.run.is_file():
+        return
+    try:
+        from gptcli.reports.run_page import run_page
+
+        write_text(folder.report, run_page(RunRecord(folder.path)))
+    except Exception as error:
+        notify(
+            Note(
+                f"{folder.report} is not written: {error} "
+                f"`gptcli runs report {folder.path}` tries again.",
+                is_warning=True,
+            )
+        )
 
 
 def _result(folder: RunFolder, job: Job, progress: Progress, ended: str) -> TrainingResult:

@@ -16,7 +16,12 @@ from gptcli.training.run import Note
 from tests.pipelines.test_train import content_of, metrics_of, pretrain, read_json
 
 # A rate at which the held-out loss rises from the first evaluation on.
-RISING = ("training.learning_rate=0.3", "training.min_learning_rate_ratio=1", "training.warmup_steps=0")
+RISING = (
+    "training.optimizer=adamw",
+    "training.learning_rate=0.3",
+    "training.min_learning_rate_ratio=1",
+    "training.warmup_steps=0",
+)
 
 
 @pytest.mark.parametrize(

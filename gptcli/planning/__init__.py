@@ -1,0 +1,1 @@
+"""Arithmetic before a training: parameters, operations, memory, disk, data. Without torch."""

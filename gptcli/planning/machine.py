@@ -1,0 +1,60 @@
+"""What this machine has, as far as it can be seen without torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.config.schema import RuntimeSettings
+from gptcli.planning.memory import Device, Precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device and precision that a training would take here, and the memory that there is."""
+
+    device: Device
+    precision: Precision
+    memory_bytes: int | None
+    """None where it is not told, as that of a GPU."""
+
+
+def this_machine(runtime: RuntimeSettings) -> Machine:
+    """Return what `runtime` leads to here; what is auto is decided as `training.device` does.
+
+    A GPU counts as one with bf16; whether it is free, or works, only the training sees.
+    """
+    kind = runtime.device.partition(":")[0]
+    device: Device = "cpu"
+    if kind == "cuda" or (kind == "auto" and any(Path("/proc/driver/nvidia/gpus").glob("*"))):
+        device = "cuda"
+    elif kind == "mps" or (kind == "auto" and (sys.platform, platform.machine()) == ("darwin", "arm64")):
+        device = "mps"
+    precision: Precision = "fp32"
+    if runtime.precision != "auto":
+        precision = runtime.precision
+    elif device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()):
+        precision = "bf16"
+    return Machine(device, precision, None if device == "cuda" else _memory_bytes())
+
+
+def _cpu_multiplies_bf16() -> bool:
+    with suppress(OSError):
+        words = set(Path("/proc/cpuinfo").read_text().split())
+        return bool(words & {"avx512_bf16", "amx_bf16"})
+    return False
+
+
+def _memory_bytes() -> int | None:
+    """Return the machine's memory, or what a container leaves of it."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    with suppress(OSError, ValueError):  # No container, or one without a limit ("max").
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory

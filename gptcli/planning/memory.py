@@ -1,0 +1,207 @@
+"""What a training step holds in memory, tensor by tensor.
+
+`layer_activations`, `_outside_of_layers` and `_head_loss` mirror what the training's code keeps: when
+that changes, `benchmarks/planning.py` shows how far they are off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptcli.config.schema import Settings
+from gptcli.planning.shape import Shape, added_parameters, models_language, trained_parameters
+
+Device = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Python, torch and transformers: 395 MB after their imports, 455 MB once they have computed something.
+LIBRARIES = {"cpu": 455_000_000, "cuda": 500_000_000, "mps": 455_000_000}
+# Freed memory stays with the process (training/device.py), some of it in pieces that are too small for
+# what comes next: this share of what a step takes and frees, measured by benchmarks/planning.py.
+LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.2, "fp16": 0.2}
+# Up to this length a CPU keeps attention weights, of so many queries at a time for all keys up to the
+# last of them (models/attention.py).
+PLAIN_ATTENTION_TOKENS = 2048
+QUERIES_AT_ONCE = 256
+# Rows whose scores over the vocabulary are there at once (training/loss.py).
+HEAD_ROWS = {"cpu": 1024, "cuda": 4096, "mps": 4096}
+# micro_batch_size: auto, as tasks/assembly.py decides it.
+AUTO_NUMBERS = 2**27
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One tensor of a layer that the backward pass needs."""
+
+    name: str
+    numbers: int
+    """A token."""
+    bytes_each: int
+
+    @property
+    def bytes(self) -> int:
+        return self.numbers * self.bytes_each
+
+
+def layer_activations(
+    shape: Shape, length: int, precision: Precision, device: Device, dropout: bool
+) -> list[Kept]:
+    """Return what one layer keeps of each token of a sequence of `length`."""
+    width, inner, heads = shape.n_embd, shape.n_inner, shape.n_head
+    product = 4 if precision == "fp32" else 2  # What matrix products take and give.
+    is_plain = device == "cpu" and length <= PLAIN_ATTENTION_TOKENS
+    kept = [
+        Kept("residual stream into the first layer norm", width, 4),
+        Kept("its output, into c_attn", width, product),
+        Kept("queries, keys and values", 3 * width, product),
+        Kept("attended values, into c_proj", width, product),
+        Kept("residual stream into the second layer norm", width, 4),
+        Kept("its output, into c_fc", width, product),
+        Kept("what the activation function takes", inner, product),
+        Kept("what it gives, into c_proj", inner, product),
+        Kept("mean and deviation of both layer norms", 4, 4),
+    ]
+    if is_plain:
+        kept.append(Kept("attention weights", heads * _mean_keys(length), product))
+    else:
+        kept.append(Kept("normalizers of attention weights", heads, 4))
+    if dropout:
+        # A GPU keeps a byte a number, and fused attention nothing but a seed.
+        mask = product if device == "cpu" else 1
+        kept.append(Kept("dropout masks of both outputs", 2 * width, mask))
+        if is_plain:
+            kept.append(Kept("dropout mask of attention weights", heads * _mean_keys(length), mask))
+    return kept
+
+
+def _mean_keys(length: int) -> int:
+    """Return how many attention weights a token has in each head: those of its group's last query."""
+    ends = [min(first + QUERIES_AT_ONCE, length) for first in range(0, length, QUERIES_AT_ONCE)]
+    begins = [0, *ends[:-1]]
+    return sum((end - begin) * end for begin, end in zip(begins, ends, strict=True)) // length
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training process (on a GPU: of its memory) at its peak, and of its parts."""
+
+    libraries: int
+    weights: int
+    """In float32."""
+    gradients: int
+    optimizer: int
+    copies: int
+    """Of the layers' matrices in the precision of matrix products."""
+    activations: int
+    logits: int
+    """Scores over the vocabulary of some rows, their gradients, and the gradient of the head."""
+    in_pieces: int
+    """Freed, but too small for what comes next."""
+    peak: int
+    """The most that is there at once; gradients come as activations go."""
+
+
+def training_memory(
+    shape: Shape,
+    settings: Settings,
+    length: int,
+    micro_batch_size: int,
+    device: Device,
+    precision: Precision,
+) -> Memory:
+    """Return what a step takes with micro-batches of so many sequences of `length` tokens."""
+    training = settings.training
+    tokens = micro_batch_size * length
+    trained = trained_parameters(shape, training)
+    is_whole = training.lora is None and not training.freeze_layers  # The embeddings learn too.
+    product = 4 if precision == "fp32" else 2
+    weights = 4 * (shape.parameters + added_parameters(shape, training))
+    gradients = 4 * trained
+    optimizer = optimizer_bytes(shape, settings)
+    copies = 0 if precision == "fp32" else 2 * shape.n_layer * shape.layer_matrix_weights
+
+    kept_layers = shape.n_layer - training.freeze_layers
+    layer = sum(
+        kept.bytes
+        for kept in layer_activations(shape, length, precision, device, settings.model.dropout > 0)
+    )
+    if training.gradient_checkpointing:  # The stream at each layer, and one layer at a time.
+        activations = tokens * (kept_layers * 4 * shape.n_embd + layer)
+    else:
+        activations = tokens * kept_layers * layer
+    activations += tokens * _outside_of_layers(shape, product)
+    embedding = 4 * shape.vocab_size * shape.n_embd
+    head = _head_loss(shape, tokens, product, device, is_whole) if models_language(settings.task) else 0
+    head_gradient = embedding if is_whole and models_language(settings.task) else 0
+
+    accumulated = gradients if micro_batch_size < training.batch_size else 0
+    always = LIBRARIES[device] + weights + optimizer
+    # At the loss: all activations, and the head's scores.
+    at_loss = accumulated + copies + activations + head + head_gradient
+    # At the end of the backward pass: the embedding's gradient comes from both of its ends.
+    at_end = gradients + head_gradient + (embedding if is_whole and accumulated else 0)
+    in_pieces = round(LEFT_IN_PIECES[precision] * max(at_loss, at_end))
+    return Memory(
+        libraries=LIBRARIES[device],
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        copies=copies,
+        activations=activations,
+        logits=head + head_gradient,
+        in_pieces=in_pieces,
+        peak=always + max(at_loss, at_end) + in_pieces,
+    )
+
+
+def _outside_of_layers(shape: Shape, product: int) -> int:
+    """Return the bytes a token of the last layer norm (in and out), the head's input, its gradient."""
+    return shape.n_embd * (4 + 4 + 4 + (0 if product == 4 else product))
+
+
+def _head_loss(shape: Shape, tokens: int, product: int, device: Device, is_whole: bool) -> int:
+    """Return the bytes of the head's loss beside the gradient of its weights (training/loss.py)."""
+    numbers = min(tokens, HEAD_ROWS[device]) * shape.vocab_size
+    half = 0 if product == 4 else product
+    # Scores, and in float32 their logarithms (and a copy); from the second part on, the gradient of the
+    # scores of the part before.
+    scores = (8 + half + (product if tokens > HEAD_ROWS[device] else 0)) * numbers
+    matrix = shape.vocab_size * shape.n_embd
+    of_part = 2 * product * numbers + (product * matrix if is_whole else 0)
+    return half * matrix + max(scores, of_part)
+
+
+def optimizer_bytes(shape: Shape, settings: Settings) -> int:
+    """Return what the optimizer keeps: two numbers a weight for AdamW, one for matrices with Muon."""
+    training = settings.training
+    trained = trained_parameters(shape, training)
+    with_muon = 0
+    if training.optimizer == "muon":
+        with_muon = (
+            added_parameters(shape, training)
+            if training.lora is not None
+            else (shape.n_layer - training.freeze_layers) * shape.layer_matrix_weights
+        )
+    return 4 * (2 * trained - with_muon)
+
+
+def checkpoint_bytes(shape: Shape, settings: Settings) -> int:
+    """Return what one checkpoint takes on disk."""
+    weights = 4 * (shape.parameters + added_parameters(shape, settings.training))
+    return weights + optimizer_bytes(shape, settings) + 100_000
+
+
+def run_bytes(shape: Shape, settings: Settings) -> int:
+    """Return the most that a run's checkpoints and models take on disk, one of each being written."""
+    kept = settings.training.keep_checkpoints + 1  # That of the best evaluation.
+    return (kept + 1) * checkpoint_bytes(shape, settings) + 2 * 4 * shape.parameters
+
+
+def automatic_micro_batch_size(shape: Shape, batch_size: int, length: int, device: Device) -> int:
+    """Return what micro_batch_size: auto begins with."""
+    if device == "cuda":
+        return batch_size
+    weights = shape.n_head * min(length, PLAIN_ATTENTION_TOKENS)
+    numbers = shape.n_layer * (16 * shape.n_embd + weights)
+    return max(1, min(batch_size, AUTO_NUMBERS // (numbers * length)))
