@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
+# Red, green, blue. Black text is readable on both, and they are seen on light and on dark terminals.
+NO_SHADE, FULL_SHADE = (150, 150, 150), (255, 130, 20)
+LEAST_SHADE = 0.1  # What is less gets none.
 
 # C0 and C1 control characters except tab and newline: they can move the cursor or rewrite the screen.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -30,6 +33,42 @@ def write_result(text: str, *, end: str = "\n") -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write((text + end).encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def can_shade() -> bool:
+    """Whether stdout is a terminal that shows colours, and NO_COLOR is not set."""
+    if not sys.stdout.isatty():
+        return False
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal.color_system is not None and not terminal.no_color
+
+
+def write_shaded(parts: Iterable[tuple[str, float | None]], marked: int) -> None:
+    """Write texts to stdout without a space between, on a colour from none (0) to full (1).
+
+    Those without a shade are dim; that of the number `marked` is underlined, in bold. Colours are as
+    many as the terminal has.
+    """
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    line = Text()
+    for number, (text, shade) in enumerate(parts):
+        style = Style(dim=True)
+        if shade is not None:
+            style = Style() if shade < LEAST_SHADE else Style(color="black", bgcolor=_shaded(shade))
+        if number == marked:
+            style += Style(bold=True, underline=True)
+        line.append(visible(text), style)
+    Console(highlight=False).print(line, soft_wrap=True)
+
+
+def _shaded(shade: float) -> str:
+    red, green, blue = (round(n + (f - n) * shade) for n, f in zip(NO_SHADE, FULL_SHADE, strict=True))
+    return f"rgb({red},{green},{blue})"
 
 
 def write_json(value: Any) -> None:
@@ -79,6 +118,18 @@ def fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> list[str]:
     indent = "\n" + " " * (width + 4)
     lines = [f"  {name:<{width}}  {value}" for name, value in rows]
     return [title, *(line.replace("\n", indent) for line in lines)]
+
+
+def table_lines(rows: list[list[str]], right: Container[int] = ()) -> list[str]:
+    """Return rows as lines with aligned columns. right: numbers of the columns that hold numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def quiet_stdout() -> None:

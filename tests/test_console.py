@@ -123,3 +123,38 @@ def test_facts_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_shaded_text_has_colours_unless_no_color_is_set_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, no_color: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    can_shade = []
+
+    def show() -> None:
+        can_shade.append(console.can_shade())
+        console.write_shaded([("[bold]a", 1.0), ("\x1b[2J", 0.0), ("c", None)], marked=1)
+
+    shown = shown_on_a_terminal(monkeypatch, "stdout", show)
+    assert can_shade == [not no_color]
+    assert bool(COLOUR.search(shown)) is not no_color
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "[bold]a\\x1b[2Jc\r\n"
+
+
+def test_what_is_no_terminal_is_not_shaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not console.can_shade()
+
+
+def test_columns_of_a_table_are_aligned_and_numbers_stand_to_the_right() -> None:
+    rows = [["run", "steps", "best"], ["a", "1,000", "x"], ["longer", "5", ""]]
+    assert console.table_lines(rows, right={1}) == [
+        "run     steps  best",
+        "a       1,000  x",
+        "longer      5",
+    ]
+    assert console.table_lines([]) == []

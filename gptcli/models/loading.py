@@ -121,7 +121,12 @@ def load_model(
     found = find_model(name)
     if found.kind != kind:
         raise ModelError(f"{name} {_WHAT_TO_DO[kind, found.kind]}.")
-    model = _load(found, kind, dtype, is_new_head=False)
+    return load_found(found, device, dtype)
+
+
+def load_found(found: FoundModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Return the model itself, of whatever kind it is. Raises as `load_model` does."""
+    model = _load(found, found.kind, dtype, is_new_head=False)
     _fuse_activation(model)
     return LoadedModel(model.to(device).eval(), found.tokenizer(), found.name)
 
