@@ -8,24 +8,59 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gptcli.config.loading import section_type
+from gptcli.config.names import section_type
 from gptcli.config.schema import NAMED_SIZES, Settings
+
+HEAD = """\
+# Configuration
+
+A config is one YAML file with the sections below; every setting has a default, so a config
+holds only what differs. `gptcli config init TASK` writes one to start from.
+
+Numbers may be written as `0.0001`, `1e-4` or `1_000_000`. Unknown and duplicate keys are errors.
+
+`task` is `language-modelling`, `classification`, `question-answering` or `instruction`.
+
+## Where a value comes from
+
+Each of these wins over those below it:
+
+| layer | example |
+|---|---|
+| an option of the command | `--seed 7` |
+| `--set section.key=value`, for one run | `--set runtime.seed=7` |
+| a variable `GPTCLI_SECTION__KEY`, for a machine or a job | `GPTCLI_RUNTIME__SEED=7` |
+| the file | `runtime: {seed: 7}` |
+| the default | 42 |
+
+Two underscores go one level down: `GPTCLI_TRAINING__LORA__RANK=8` sets `training.lora.rank`. The value
+of a variable or of `--set` is read as YAML: `GPTCLI_DATA__SOURCE='[a.txt, b.txt]'` is a list. Every
+command that reads settings reads them from all layers. A variable that is nearly the name of a setting
+is an error, not overlooked; `GPTCLI_DEBUG=1`, which shows the traceback of an error, is no setting.
+
+Where two settings exclude each other, the one of the stronger layer stays: `--set training.epochs=3`
+takes the place of `max_steps` in the file.
+
+`gptcli config show FILE` prints all settings as a run would have them, each with where it comes from,
+and `gptcli config validate FILE` all problems at once.
+
+## In an editor
+
+Editors with yaml-language-server (VS Code's YAML extension, Neovim, Helix, ...) complete and check a
+config whose first line names the schema, a path from the config:
+
+```yaml
+# yaml-language-server: $schema=gptcli.schema.json
+```
+
+`gptcli config init TASK --output FILE` writes the schema beside the file; `gptcli config schema` prints
+it.
+"""
 
 
 def describe_settings() -> str:
     """Return a Markdown page: a table a section, a row a setting with default, bounds and meaning."""
-    lines = [
-        "# Configuration",
-        "",
-        "A config is one YAML file with the sections below; every setting has a default, so a config",
-        "holds only what differs. `--set section.key=value` changes a setting for one run.",
-        "",
-        "Numbers may be written as `0.0001`, `1e-4` or `1_000_000`. "
-        "Unknown and duplicate keys are errors.",
-        "",
-        "`task` is `language-modelling`, `classification`, `question-answering` or `instruction`.",
-        "",
-    ]
+    lines = [HEAD]
     for name, field in Settings.model_fields.items():
         section = section_type(field.annotation)
         if section is None:
@@ -59,9 +94,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    choices = _choices(field.annotation)
-    if choices:
-        listed = ", ".join(f"`{choice}`" for choice in choices)
+    found = choices(field.annotation)
+    if found:
+        listed = ", ".join(f"`{choice}`" for choice in found)
         takes_numbers = int in getattr(field.annotation, "__args__", ())
         return f"{listed} or a whole number" if takes_numbers else listed
     words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
@@ -78,14 +113,14 @@ def _number(value: float) -> str:
     return f"{value:,}"
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices(annotation: Any) -> list[str]:
     """Return the values of a Literal, also within a union with None."""
     found: list[str] = []
     for item in getattr(annotation, "__args__", ()):
         if isinstance(item, str):
             found.append(item)
         elif item is not type(None):
-            found += _choices(item)
+            found += choices(item)
     return found
 
 

@@ -6,9 +6,10 @@ This is the only place where a setting or a default is defined: the command refe
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 # n_layer, n_head, n_embd, context_length. The last four are the shapes that OpenAI published.
 NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -19,6 +20,9 @@ NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "large": (36, 20, 1280, 1024),
     "xl": (48, 25, 1600, 1024),
 }
+# Peak learning rate of a new model of this width; of others, by the root of the width: wider models want
+# smaller steps. Chosen by benchmarks/sweep.py.
+RATE_WIDTH, RATE = 256, 4e-3
 SizeName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
 
 # Largest seed that every generator involved accepts.
@@ -40,7 +44,11 @@ def _auto_or_positive(value: object) -> object:
     raise ValueError("it must be auto or a whole number of at least 1")
 
 
-AutoOrPositive = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_positive)]
+AutoOrPositive = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_auto_or_positive),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+]
 
 
 def _device_name(value: object) -> object:
@@ -49,6 +57,20 @@ def _device_name(value: object) -> object:
         if value in ("auto", "cpu", "mps", "cuda") or (kind == "cuda" and number.isdecimal()):
             return value
     raise ValueError("it must be auto, cpu, cuda, cuda:N or mps")
+
+
+DeviceName = Annotated[
+    str,
+    BeforeValidator(_device_name),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["auto", "cpu", "cuda", "mps"]},
+                {"type": "string", "pattern": "^cuda:[0-9]+$"},
+            ]
+        }
+    ),
+]
 
 
 def _sources(value: object) -> object:
@@ -337,12 +359,24 @@ class TrainingSettings(Section):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
         description="adamw for all weights, or muon for the matrices of the blocks and adamw for "
-        "the rest.",
+        "the rest; for a new model, muon if not set.",
     )
-    learning_rate: float = Field(6e-4, gt=0, le=10, description="Peak learning rate.")
+    learning_rate: float = Field(
+        3e-4,
+        gt=0,
+        le=10,
+        description="Peak learning rate; for a new model, 4e-3 at a width of 256 if not set, and by the "
+        "root of the width: 2.3e-3 for small.",
+    )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine",
+        description="After the warm-up: cosine falls all the way; wsd stays at the peak and then falls "
+        "in a line over the last decay_ratio of the steps.",
+    )
+    decay_ratio: float = Field(0.4, gt=0, le=1, description="wsd: share of the steps that fall.")
     min_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="The cosine ends at this share of the peak."
+        0.1, ge=0, le=1, description="The last step has this share of the peak."
     )
     weight_decay: float = Field(0.1, ge=0, le=10, description="Decay of matrices; vectors have none.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
@@ -375,9 +409,14 @@ class TrainingSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Scores: on held-out data during training (the first two settings), and of `gptcli eval`."""
+    """Scores: on held-out data during training (the first three settings), and of `gptcli eval`."""
 
     eval_steps: int = Field(250, ge=1, description="Steps between evaluations.")
+    sample_prompts: list[str] = Field(
+        [],
+        description="What the model writes after these is kept at each evaluation: generated as the "
+        "generation section says, of 50 tokens at most if it does not. For tasks that write text.",
+    )
     max_tokens: int | None = Field(
         None, ge=1, description="Score only the first tokens of the held-out text; all if not set."
     )
@@ -458,11 +497,16 @@ class GenerationSettings(Section):
 class RuntimeSettings(Section):
     """Hardware and reproducibility."""
 
-    device: Annotated[str, BeforeValidator(_device_name)] = Field(
+    device: DeviceName = Field(
         "auto", description="auto, cpu, cuda, cuda:N or mps; auto takes the fastest that is there."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of matrix products; weights stay in float32 for training."
+    )
+    compile: bool | None = Field(
+        None,
+        description="torch.compile for training; if not set, for language modelling in low precision "
+        "that is long enough to pay back the half minute that it takes.",
     )
     threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads; torch's own choice if not set."
@@ -496,3 +540,28 @@ class Settings(Section):
     generation: GenerationSettings = GenerationSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_for_a_new_model(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        width, training = _new_width(value.get("model", {})), value.get("training", {})
+        if width is None or not isinstance(training, dict):
+            return value
+        rate = float(f"{RATE * math.sqrt(RATE_WIDTH / width):.2g}")
+        recipe = {"optimizer": "muon", "learning_rate": rate}
+        return {**value, "training": recipe | training}
+
+
+def _new_width(model: object) -> int | None:
+    """Return the width of a new model; None for one that is there, or what is no model."""
+    if isinstance(model, ModelSettings):
+        return model.n_embd
+    if isinstance(model, str):
+        model = {"size": model}
+    if not isinstance(model, dict) or model.get("name") is not None:
+        return None
+    size = model.get("size") or "mini"
+    width = model.get("n_embd") or (NAMED_SIZES[size][2] if size in NAMED_SIZES else None)
+    return width if isinstance(width, int) and width > 0 else None

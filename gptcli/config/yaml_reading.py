@@ -39,9 +39,10 @@ class YamlProblem(Exception):
         self.message = message
 
 
-def parse_yaml(text: str) -> tuple[Any, dict[KeyPath, int]]:
+def parse_yaml(text: str, repeated: list[YamlProblem] | None = None) -> tuple[Any, dict[KeyPath, int]]:
     """Return the value of the one document in `text`, and the line of every key in it.
 
+    repeated: gets the keys that are set twice, if given; the first value counts then.
     Raises YamlProblem.
     """
     if len(text) > MAX_BYTES:
@@ -59,7 +60,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[KeyPath, int]]:
         # PyYAML takes "\UFFFFFFFF" for a character, and any number for a version.
         raise YamlProblem(1, "it is not valid YAML: a character or version that cannot be") from error
     lines: dict[KeyPath, int] = {}
-    value = None if node is None else _value_of(node, (), lines)
+    value = None if node is None else _value_of(node, (), lines, repeated)
     return value, lines
 
 
@@ -92,12 +93,17 @@ def _refuse_what_no_config_needs(text: str) -> None:
             depth -= 1
 
 
-def _value_of(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+def _value_of(
+    node: yaml.Node,
+    path: KeyPath,
+    lines: dict[KeyPath, int],
+    repeated: list[YamlProblem] | None,
+) -> Any:
     if isinstance(node, yaml.ScalarNode):
         text = _text_of(node)
         return parse_scalar(text) if node.style is None else text
     if isinstance(node, yaml.SequenceNode):
-        return [_value_of(item, path, lines) for item in node.value]
+        return [_value_of(item, path, lines, repeated) for item in node.value]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -107,9 +113,13 @@ def _value_of(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
         key_path = (*path, key)
         if key in mapping:
             name = ".".join(key_path)
-            raise YamlProblem(line, f"{name} is set twice, first on line {lines[key_path]}")
+            problem = YamlProblem(line, f"{name} is set twice, first on line {lines[key_path]}")
+            if repeated is None:
+                raise problem
+            repeated.append(problem)
+            continue
         lines[key_path] = line
-        mapping[key] = _value_of(value_node, key_path, lines)
+        mapping[key] = _value_of(value_node, key_path, lines, repeated)
     return mapping
 
 

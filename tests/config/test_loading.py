@@ -1,4 +1,4 @@
-"""Defaults < file < --set < options; problems with their line and what to write instead."""
+"""Defaults < file < environment < --set < options; problems with their line, and what to write."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gptcli.config.loading import (
-    FOREIGN_NAMES,
-    dump_settings,
-    load_settings,
-    setting_names,
-)
+from gptcli.config.loading import dump_settings, dump_value, load_settings, resolve_settings
+from gptcli.config.names import FOREIGN_NAMES, setting_names
 from gptcli.config.schema import Settings
 from gptcli.errors import ConfigError
 
@@ -249,7 +245,10 @@ def test_options_that_exclude_each_other_are_refused() -> None:
             "\nmodel:\n  n_layer: 2\n  n_head: 3\n  n_embd: 32\n  context_length: 8",
             "my.yaml:2: model: n_embd 32 is not divisible by n_head 3: every head needs the same width.",
         ),
-        ("a: 1\na: 2", "my.yaml:2: a is set twice, first on line 1."),
+        (
+            "task: instruction\ntask: instruction",
+            "my.yaml:2: task is set twice, first on line 1.",
+        ),
         ("- a\n- b", "my.yaml:1: a config is a mapping of sections, such as `training:`."),
         ("only words", "my.yaml:1: a config is a mapping of sections, such as `training:`."),
     ],
@@ -324,6 +323,206 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
     assert problems(tmp_path) == [f"{tmp_path} is a folder; --config takes a YAML file."]
     assert problems(binary) == [f"{binary} is not a text file: byte 3 is not UTF-8."]
     assert problems(binary / "x.yaml") == [f"{binary}/x.yaml cannot be read: Not a directory."]
+
+
+# The environment
+
+
+def from_environment(config: Path | None = None, *assignments: str, **variables: Any) -> Any:
+    """Return the settings that GPTCLI_ variables, named without it, make of a config."""
+    environment = {f"GPTCLI_{name}": value for name, value in variables.items()}
+    return load_settings(config, assignments, environment=environment)
+
+
+def problems_of_variables(**variables: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        from_environment(**variables)
+    return str(error.value).splitlines()
+
+
+def test_the_environment_wins_over_the_file_and_set_over_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("runtime: {seed: 1, threads: 1, device: cpu}\n")
+    settings = from_environment(
+        file, "runtime.threads=3", RUNTIME__SEED="2", RUNTIME__THREADS="2", RUNTIME__PRECISION="fp32"
+    )
+    assert settings.runtime.device == "cpu"  # the file
+    assert (settings.runtime.seed, settings.runtime.precision) == (2, "fp32")  # the environment
+    assert settings.runtime.threads == 3  # --set
+
+
+def test_variables_of_this_process_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_RUNTIME__SEED", "7")
+    assert load_settings(None).runtime.seed == 7
+
+
+def test_a_variable_reaches_any_depth_and_reads_its_value_as_yaml() -> None:
+    settings = from_environment(
+        TRAINING__LORA__RANK="4",
+        TRAINING__LEARNING_RATE="1e-4",
+        DATA__SOURCE="[a.txt, b.txt]",
+        TASK="classification",
+        MODEL="tiny",
+        TOKENIZER__TRAIN__VOCAB_SIZE="1_000",
+        GENERATION__TEMPERATURE="null",
+    )
+    assert settings.training.lora.rank == 4
+    assert settings.training.learning_rate == 1e-4
+    assert settings.data.source == ["a.txt", "b.txt"]
+    assert (settings.task, settings.model.size) == ("classification", "tiny")
+    assert settings.tokenizer.train.vocab_size == 1000
+    assert settings.generation.temperature is None
+
+
+def test_a_variable_takes_the_place_of_what_excludes_it(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("training: {epochs: 3}\ntokenizer: gpt2\ngeneration: {max_length: 9}\n")
+    settings = from_environment(
+        file, TRAINING__MAX_STEPS="5", TOKENIZER__TRAIN__VOCAB_SIZE="300", GENERATION__MAX_NEW_TOKENS="4"
+    )
+    assert (settings.training.epochs, settings.training.max_steps) == (None, 5)
+    assert settings.tokenizer.name is None
+    assert (settings.generation.max_length, settings.generation.max_new_tokens) == (None, 4)
+
+
+@pytest.mark.parametrize("variable", ["DEBUG", "HOME", "FOO__BAR", "TRAINING_X", "DATASET"])
+def test_variables_that_are_no_settings_are_left_alone(variable: str) -> None:
+    variables: dict[str, Any] = {variable: "1"}
+    assert from_environment(**variables) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("TRAINING__MAX_STEPS", "five", "training.max_steps is 'five'; it must be a whole number."),
+        (
+            "TRAINING__MAX_STEP",
+            "5",
+            "training.max_step is not a setting. Did you mean GPTCLI_TRAINING__MAX_STEPS?",
+        ),
+        (
+            "TRAINING__LORA__RANKS",
+            "5",
+            "training.lora.ranks is not a setting. Did you mean GPTCLI_TRAINING__LORA__RANK?",
+        ),
+        (
+            "TRAINING__NUM_TRAIN_EPOCHS",
+            "5",
+            "training.num_train_epochs is not a setting. Use GPTCLI_TRAINING__EPOCHS instead.",
+        ),
+        (
+            "TRAINING__OUTPUT_DIR",
+            "x",
+            "training.output_dir is not a setting. Use --output-dir instead.",
+        ),
+        ("TRAINIG__MAX_STEPS", "5", "trainig is not a setting. Did you mean GPTCLI_TRAINING?"),
+        ("TRAINING", "5", "training is 5; it must be a section with settings under it."),
+        (
+            "TRAINING_MAX_STEPS",
+            "5",
+            "it sets nothing. Use GPTCLI_TRAINING__MAX_STEPS, with two underscores.",
+        ),
+        ("RUNTIME__SEED", "{", "it is not valid YAML"),
+    ],
+)
+def test_a_problem_in_a_variable_names_the_variable(variable: str, value: str, problem: str) -> None:
+    [line] = problems_of_variables(**{variable: value})
+    assert line.startswith(f"GPTCLI_{variable}: {problem}")
+
+
+# Where a value came from
+
+
+def origins(config: Path | None, *assignments: str, **variables: str) -> dict[str, str]:
+    """Return {setting: place} for the settings that have not their default."""
+    environment = {f"GPTCLI_{name}": value for name, value in variables.items()}
+    resolved = resolve_settings(config, assignments, environment=environment)
+    places = {name: str(resolved.origin(name)) for name in setting_names()}
+    return {name: place for name, place in places.items() if place != "default"}
+
+
+def test_every_value_knows_its_layer_and_place(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "training:\n  max_steps: 5\n  batch_size: 4\n  weight_decay: 0\nruntime:\n  seed: 1\n"
+    )
+    assert origins(file, "training.batch_size=8", RUNTIME__SEED="2") == {
+        "training.max_steps": f"{file}:2",
+        "training.batch_size": "--set training.batch_size=8",
+        "training.weight_decay": f"{file}:4",
+        "runtime.seed": "GPTCLI_RUNTIME__SEED",
+    }
+
+
+def test_what_a_size_brings_has_the_origin_of_the_size(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("tokenizer: gpt2\nmodel: tiny\n")
+    shape = ("model.size", "model.n_layer", "model.n_head", "model.n_embd", "model.context_length")
+    assert origins(file) == {**dict.fromkeys(shape, f"{file}:2"), "tokenizer.name": f"{file}:1"}
+    assert origins(None) == {}
+
+
+def test_what_a_stronger_layer_drops_has_no_origin(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("training: {epochs: 3, batch_size: 4}\nmodel: {n_layer: 2, dropout: 0.1}\n")
+    changes = ["training={max_steps: 7}", "model=mini"]
+    found = origins(file, *changes)
+    assert found["training.max_steps"] == "--set training={max_steps: 7}"
+    assert found["model.n_layer"] == "--set model=mini"
+    assert not {"training.epochs", "training.batch_size", "model.dropout"} & found.keys()
+
+
+def test_settings_are_counted_by_layer(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: tiny\ntraining: {max_steps: 5, batch_size: 4}\n")
+    resolved = resolve_settings(
+        file, ["training.batch_size=8"], environment={"GPTCLI_RUNTIME__SEED": "2"}
+    )
+    counts = resolved.count_by_layer()
+    assert sum(counts.values()) == len(setting_names())
+    assert {layer: count for layer, count in counts.items() if layer != "default"} == {
+        "file": 2,
+        "environment": 1,
+        "--set": 1,
+        "option": 0,
+    }
+
+
+# All at once
+
+
+def test_what_is_wrong_between_settings_shows_beside_what_is_wrong_in_them(tmp_path: Path) -> None:
+    lines = problems_of(
+        tmp_path,
+        "training:\n  batch_size: 4\n  batch_size: 4\n  micro_batch_size: 8\n  max_step: 5\n"
+        "  learning_rate: 100\n",
+    )
+    assert lines == [
+        "my.yaml:1: training: micro_batch_size 8 is more than batch_size 4.",
+        "my.yaml:3: training.batch_size is set twice, first on line 2.",
+        "my.yaml:5: training.max_step is not a setting. Did you mean training.max_steps?",
+        "my.yaml:6: training.learning_rate is 100; it must be at most 10.",
+    ]
+
+
+def test_a_wrong_value_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    [line] = problems_of(tmp_path, "model: {n_layer: 2, n_head: x, n_embd: 32, context_length: 8}")
+    assert line == "my.yaml:1: model.n_head is 'x'; it must be a whole number."
+    [line] = problems_of(tmp_path, "training: {micro_batch_size: 64, batch_size: x}")
+    assert line == "my.yaml:1: training.batch_size is 'x'; it must be a whole number."
+
+
+def test_problems_of_all_layers_are_reported_together(config: Path) -> None:
+    config.write_text("runtime: {device: tpu}\n")
+    with pytest.raises(ConfigError) as error:
+        from_environment(config, "training.max_steps", "training.batch_size=0", RUNTIME__SEED="[")
+    layers = [line.split(":")[0] for line in str(error.value).splitlines()]
+    assert layers == [
+        str(config),
+        "GPTCLI_RUNTIME__SEED",
+        "--set training.max_steps",
+        "--set training.batch_size=0",
+    ]
 
 
 # Names of other tools
@@ -432,6 +631,23 @@ def test_any_text_and_number_survives_a_dump(
     file = tmp_path_factory.getbasetemp() / "dumped.yaml"
     file.write_text(dump_settings(settings), encoding="utf-8")
     assert load_settings(file) == settings
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("a: b", "'a: b'"),
+        ("1e3", '"1e3"'),
+        (["a", "b"], "[a, b]"),
+        ({"spam": 2.0}, "{spam: 2.0}"),
+        ("two\nlines", '"two\\nlines"'),
+        ("x " * 200 + "x", "x " * 200 + "x"),
+    ],
+)
+def test_a_value_is_dumped_on_one_line(value: object, text: str) -> None:
+    assert dump_value(value) == text
 
 
 # Fuzzing

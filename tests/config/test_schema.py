@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from transformers import GPT2Config
 
-from gptcli.config.loading import section_type
+from gptcli.config.names import section_type
 from gptcli.config.schema import (
     NAMED_SIZES,
     GenerationSettings,
@@ -234,3 +234,30 @@ def test_every_setting_says_what_it_is() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().training.max_steps = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("model", "rate"),
+    # 4e-3 at 256, and half as much at four times the width.
+    [
+        ({}, 4e-3),
+        ("mini", 4e-3),
+        ({"size": "tiny"}, 8e-3),
+        ({"n_layer": 1, "n_head": 1, "n_embd": 1024, "context_length": 8}, 2e-3),
+        ({"size": "small"}, 2.3e-3),
+    ],
+)
+def test_a_new_model_learns_with_muon_at_a_rate_for_its_width(model: object, rate: float) -> None:
+    training = Settings.model_validate({"model": model}).training
+    assert (training.optimizer, training.learning_rate) == ("muon", rate)
+
+
+def test_what_is_set_is_not_decided_by_the_model() -> None:
+    given = {"optimizer": "adamw", "learning_rate": 1e-3}
+    training = Settings.model_validate({"training": given}).training
+    assert (training.optimizer, training.learning_rate) == ("adamw", 1e-3)
+
+
+def test_a_model_that_is_there_learns_with_adamw() -> None:
+    training = Settings.model_validate({"model": {"name": "gpt2"}}).training
+    assert (training.optimizer, training.learning_rate) == ("adamw", 3e-4)
