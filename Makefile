@@ -4,8 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 HARNESS_READY := .venv-harness/ready
+PEERS_READY := .venv-peers/ready
+LITGPT_READY := .venv-litgpt/ready
+TIKTOKEN_READY := .venv-tiktoken/ready
 
-.PHONY: help setup demo test test-all lint docs bench bench-tasks bench-scoring clean
+.PHONY: help setup demo test test-all lint docs bench bench-tasks bench-scoring bench-training bench-preparation bench-quality clean
 
 help:
 	@echo "make demo      set up .venv, pretrain a small GPT-2 on the embedded text, generate from it"
@@ -16,9 +19,15 @@ help:
 	@echo "               pretrain a base model, fine-tune it for every task, and compare (90 minutes)"
 	@echo "make bench-scoring"
 	@echo "               compare the speed of eval with lm-evaluation-harness and transformers (30 minutes)"
+	@echo "make bench-training NANOGPT=PATH"
+	@echo "               compare the speed of pretrain with Trainer, nanoGPT and litgpt (an hour)"
+	@echo "make bench-preparation"
+	@echo "               compare the speed of tokenizing with run_clm.py and tiktoken (5 minutes)"
+	@echo "make bench-quality NANOGPT=PATH"
+	@echo "               compare time and quality of pretrain with nanoGPT (45 minutes)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      write the generated pages in docs/ anew"
-	@echo "make clean     remove .venv, .venv-harness and caches; runs/ stays"
+	@echo "make clean     remove all .venv* and caches; runs/ stays"
 
 setup: $(READY)
 
@@ -48,7 +57,7 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/tinyshakespeare.py
+	$(BIN)/python benchmarks/time_to_quality.py quick
 	$(BIN)/python benchmarks/checkpoint_overhead.py
 
 # On the data sets of benchmarks/README.md.
@@ -68,6 +77,31 @@ $(HARNESS_READY): constraints.txt
 	.venv-harness/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'lm-eval[hf]==0.4.13'
 	@touch $(HARNESS_READY)
 
+bench-training: $(READY) $(PEERS_READY) $(LITGPT_READY)
+	$(BIN)/python benchmarks/training.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+# Of the same torch; litgpt wants an older huggingface_hub than ours, and requests, which it does not ask for.
+$(PEERS_READY): constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers accelerate datasets
+	@touch $(PEERS_READY)
+
+$(LITGPT_READY): constraints.txt
+	$(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt) 'litgpt==0.5.13' requests
+	@touch $(LITGPT_READY)
+
+bench-preparation: $(READY) $(TIKTOKEN_READY)
+	$(BIN)/python benchmarks/preparation.py
+
+$(TIKTOKEN_READY):
+	$(PYTHON) -m venv .venv-tiktoken
+	.venv-tiktoken/bin/python -m pip install --quiet --disable-pip-version-check 'tiktoken==0.14.0'
+	@touch $(TIKTOKEN_READY)
+
+bench-quality: $(READY)
+	$(BIN)/python benchmarks/time_to_quality.py shakespeare wikitext --nanogpt $(NANOGPT)
+
 clean:
-	rm -rf .venv .venv-harness build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-harness .venv-peers .venv-litgpt .venv-tiktoken build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
