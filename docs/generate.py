@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: `make docs`. A test checks that they are up to date."""
+"""Write the generated pages of docs/ and the schema of configs/: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gptcli.cli import command_paths
 from gptcli.config.describing import describe_settings
-
-COMMANDS = (
-    ("pretrain",),
-    ("finetune",),
-    ("generate",),
-    ("chat",),
-    ("classify",),
-    ("answer",),
-    ("eval",),
-    ("data", "inspect"),
-    ("doctor",),
-)
+from gptcli.config.json_schema import schema_text
 
 
 def describe_commands() -> str:
     """Return a Markdown page with the help of every command."""
     parts = ["# Commands\n"]
-    for command in ((), *COMMANDS):
+    for command in ((), *command_paths()):
         shown = " ".join(("gptcli", *command, "--help"))
         # The width is fixed: help is wrapped to the terminal.
         result = subprocess.run(
@@ -58,10 +48,14 @@ EXIT_CODES = """
 
 
 def pages() -> dict[str, str]:
-    """Return {file name: content} of the generated pages."""
-    return {"configuration.md": describe_settings(), "commands.md": describe_commands()}
+    """Return {path from here: content} of what is generated."""
+    return {
+        "configuration.md": describe_settings(),
+        "commands.md": describe_commands(),
+        "../configs/schema.json": schema_text(),
+    }
 
 
 if __name__ == "__main__":
     for name, content in pages().items():
-        Path(__file__).with_name(name).write_text(content, encoding="utf-8")
+        (Path(__file__).parent / name).write_text(content, encoding="utf-8")

@@ -7,27 +7,107 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import cleandoc
 from typing import Any
 
 import typer
+import typer.core
 import typer.exceptions
 
 from gptcli import __version__, console
 from gptcli.commands.answer import answer
+from gptcli.commands.attention import attention
 from gptcli.commands.chat import chat
 from gptcli.commands.classify import classify
+from gptcli.commands.config_init import init
+from gptcli.commands.config_schema import schema
+from gptcli.commands.config_show import show
+from gptcli.commands.config_validate import validate
 from gptcli.commands.data_inspect import inspect
 from gptcli.commands.doctor import doctor
 from gptcli.commands.eval import evaluate
+from gptcli.commands.export import export
 from gptcli.commands.finetune import finetune
 from gptcli.commands.generate import generate
+from gptcli.commands.import_checkpoint import import_checkpoint
+from gptcli.commands.plan import plan
 from gptcli.commands.pretrain import pretrain
+from gptcli.commands.runs_compare import compare_runs
+from gptcli.commands.runs_list import list_runs
+from gptcli.commands.runs_report import report_run
+from gptcli.commands.runs_rerun import rerun
+from gptcli.commands.runs_show import show_run
 from gptcli.errors import ExitCode, GptcliError, InterruptedRun
+
+Command = Callable[..., None]
+
+# To add a command: a line here. Its docstring is its help; what follows "Examples:" there stands last.
+GROUPS: dict[str, dict[str, Command | tuple[str, dict[str, Command]]]] = {
+    "Train": {
+        "pretrain": pretrain,
+        "finetune": finetune,
+        "plan": plan,
+        "config": (
+            "Write, show and check configs.",
+            {"init": init, "show": show, "validate": validate, "schema": schema},
+        ),
+    },
+    "Use": {
+        "generate": generate,
+        "chat": chat,
+        "classify": classify,
+        "answer": answer,
+        "export": export,
+        "import": import_checkpoint,
+    },
+    "Measure": {"eval": evaluate},
+    "Look": {
+        "data": ("Look at data.", {"inspect": inspect}),
+        "attention": attention,
+        "runs": (
+            "List, show and compare runs, write their reports, run them again.",
+            {
+                "list": list_runs,
+                "show": show_run,
+                "compare": compare_runs,
+                "report": report_run,
+                "rerun": rerun,
+            },
+        ),
+        "doctor": doctor,
+    },
+}
+
+
+class _CommandHelp(typer.core.TyperCommand):
+    """Shows the examples last, as they are."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write_text(f"\b\n{self.epilog}")  # \b: no line is wrapped.
+
+
+class _GroupHelp(typer.core.TyperGroup):
+    """Lists commands under the names of their groups, each with the whole first sentence of its help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            group = getattr(command, "rich_help_panel", None) or "Commands"
+            row = (f"{name:<{width}}", command.get_short_help_str(limit=1000))
+            groups.setdefault(group, []).append(row)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
 
 # Plain help: drawing it with rich would take twice as long as all the rest of `gptcli --help`.
 app = typer.Typer(
     name="gptcli",
+    cls=_GroupHelp,
     help="Turn raw text into a GPT-2 of your own: pretrain it, fine-tune it, use it.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -140,11 +220,32 @@ def _options(
     pass
 
 
-for _command in (pretrain, finetune, generate, chat, classify, answer, doctor):
-    app.command()(_guarded(_command))
+def _add(to: typer.Typer, name: str, command: Command, group: str | None = None) -> None:
+    text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples:\n")
+    to.command(name, cls=_CommandHelp, help=text, epilog=cleandoc(examples), rich_help_panel=group)(
+        _guarded(command)
+    )
 
-app.command("eval")(_guarded(evaluate))
 
-_data = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
-_data.command()(_guarded(inspect))
-app.add_typer(_data, name="data")
+def command_paths() -> Iterator[tuple[str, ...]]:
+    """Yield every command as the words that follow `gptcli`."""
+    for commands in GROUPS.values():
+        for name, command in commands.items():
+            if isinstance(command, tuple):
+                yield from ((name, inner) for inner in command[1])
+            else:
+                yield (name,)
+
+
+for _group, _commands in GROUPS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, tuple):
+            _text, _inner = _command
+            _family = typer.Typer(
+                help=_text, cls=_GroupHelp, no_args_is_help=True, rich_markup_mode=None
+            )
+            for _inner_name, _inner_command in _inner.items():
+                _add(_family, _inner_name, _inner_command)
+            app.add_typer(_family, name=_name, rich_help_panel=_group)
+        else:
+            _add(app, _name, _command, _group)

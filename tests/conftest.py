@@ -41,8 +41,10 @@ TEXT = "".join(SENTENCES)
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep every test off the user's cache."""
+    """Keep every test off the user's cache and settings."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    for variable in [name for name in os.environ if name.startswith("GPTCLI_")]:
+        monkeypatch.delenv(variable)  # They are settings, too.
 
 
 @pytest.fixture(scope="session")

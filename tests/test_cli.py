@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 
 import gptcli
-from gptcli.cli import main
+from gptcli.cli import GROUPS, command_paths, main
 from tests.conftest import REPOSITORY
 
 COMMANDS = ["pretrain", "generate"]
@@ -58,6 +58,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ["-h"],
         ["--version"],
         *([name, "--help"] for name in COMMANDS),
+        ["config", "validate", str(REPOSITORY / "configs" / "pretrain" / "demo.yaml")],
+        ["config", "show"],
+        ["config", "schema"],
         ["pretrain", "--config", "missing.yaml"],
         ["generate", "hello", "--model", "m", "--temperature", "0"],
     ],
@@ -96,7 +99,36 @@ def test_help_goes_to_stdout_and_names_every_command(
     assert run_main(monkeypatch, "--help") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert [name for name in COMMANDS if re.search(rf"^  {name}  \S", out, re.MULTILINE)] == COMMANDS
+    shown = [name for name in COMMANDS if re.search(rf"^  {name} {{2,}}\S", out, re.MULTILINE)]
+    assert shown == COMMANDS
+
+
+def test_help_groups_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "--help") == 0
+    parts = re.split(r"^(\w+):$", capsys.readouterr().out, flags=re.MULTILINE)[3:]
+    found = {
+        title: re.findall(r"^  (\w+)", commands, re.MULTILINE)
+        for title, commands in zip(parts[::2], parts[1::2], strict=True)
+    }
+    assert {title: sorted(names) for title, names in found.items()} == {
+        title: sorted(commands) for title, commands in GROUPS.items()
+    }
+    assert list(found) == ["Train", "Use", "Measure", "Look"]
+
+
+@pytest.mark.parametrize("path", command_paths(), ids=" ".join)
+def test_the_help_of_a_command_ends_with_its_examples_unwrapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_main(monkeypatch, *path, "--help") == 0
+    text, _, examples = capsys.readouterr().out.partition("\nExamples:\n")
+    lines = examples.rstrip().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("  ") and f"gptcli {' '.join(path)}" in line for line in lines)
+    assert "Examples" not in text
 
 
 def test_without_arguments_the_help_is_shown_and_the_exit_code_is_for_usage(
@@ -106,6 +138,52 @@ def test_without_arguments_the_help_is_shown_and_the_exit_code_is_for_usage(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Usage: gptcli")
+
+
+# Completion
+
+
+def test_the_completion_of_a_shell_can_be_shown_and_installed(tmp_path: Path) -> None:
+    home = environment(
+        HOME=str(tmp_path), SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    shown = subprocess.run(
+        command("--show-completion", "bash"),
+        capture_output=True,
+        text=True,
+        env=home,
+        timeout=60,
+        check=True,
+    )
+    assert "_GPTCLI_COMPLETE=complete_bash" in shown.stdout
+    subprocess.run(
+        command("--install-completion", "bash"), capture_output=True, env=home, timeout=60, check=True
+    )
+    assert "gptcli" in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("gptcli pre", ["pretrain"]),
+        ("gptcli config v", ["validate"]),
+        ("gptcli pretrain --res", ["--resume"]),
+        ("gptcli pretrain --set runtime.s", ["runtime.seed="]),
+    ],
+)
+def test_a_shell_is_told_how_a_word_goes_on(typed: str, completed: list[str]) -> None:
+    words = typed.split()
+    done = subprocess.run(
+        command(),
+        capture_output=True,
+        text=True,
+        env=environment(
+            _GPTCLI_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1)
+        ),
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == completed
 
 
 # Errors

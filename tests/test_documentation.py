@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -9,22 +10,35 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack, redirect_stdout
+from glob import glob
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from typer.main import get_command
 
-from gptcli.cli import main
+from gptcli.cli import app, command_paths, main
 from gptcli.config.loading import load_settings
 from gptcli.config.schema import ModelSettings
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
+from tests.nanogpt_checkpoints import nanogpt_weights, write_checkpoint
 
 # That of classification is run by tests/commands/test_classify.py.
 PAGES = [
     REPOSITORY / "docs" / f"{task}.md"
-    for task in ("language-modelling", "question-answering", "instruction", "evaluation")
+    for task in (
+        "language-modelling",
+        "question-answering",
+        "instruction",
+        "evaluation",
+        "planning",
+        "attention",
+        "export",
+        "runs",
+    )
 ]
 # What a page takes for granted: runs that other pages make.
 BEFORE = {
@@ -34,7 +48,11 @@ BEFORE = {
         "gptcli finetune --config configs/finetune/classification.yaml --model runs/english "
         "--set data.source=texts.csv --output-dir runs/reviews",
         "gptcli finetune --config configs/finetune/question-answering.yaml --model runs/english",
-    ]
+    ],
+    "export": [
+        "gptcli pretrain --config configs/pretrain/demo.yaml --set data.source=my-text/ "
+        "--output-dir runs/mine"
+    ],
 }
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
@@ -77,6 +95,7 @@ def english_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
 
 
 def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Path) -> None:
+    """Run a command as a shell would, with VARIABLE=value before it, a pipe, * or > FILE."""
     if "--model runs/english" in command:  # As if that config had been run.
         shutil.copytree(english_model, "runs/english", dirs_exist_ok=True)
     if "|" in command:
@@ -85,8 +104,19 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
         arguments = [sys.executable, "-m", "gptcli", *with_less_work(command.strip())[1:]]
         subprocess.run(arguments, input=shown.stdout, text=True, check=True)
         return
-    monkeypatch.setattr(sys, "argv", with_less_work(command))
-    with pytest.raises(SystemExit) as ended:
+    command, _, target = command.partition(" > ")
+    with ExitStack() as stack:
+        patch = stack.enter_context(monkeypatch.context())
+        while "=" in (first := command.split(" ")[0]):
+            patch.setenv(*first.split("="))
+            command = command.removeprefix(first).lstrip()
+        words = [sorted(glob(word)) or [word] for word in with_less_work(command)]
+        patch.setattr(sys, "argv", [word for found in words for word in found])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        if target:
+            file = stack.enter_context(Path(target).open("w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(file))
+        ended = stack.enter_context(pytest.raises(SystemExit))
         main()
     # What a real model is to reach, one of a few steps need not.
     accepted = (0, 7) if "--fail-under" in command else (0,)
@@ -114,6 +144,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "article.txt").write_text(TEXT)
     (tmp_path / "prompts.txt").write_text("The small cat\nThe old owl\n")
     shutil.copy(tmp_path / "texts.csv", tmp_path / "new-reviews.csv")
+    write_checkpoint(tmp_path / "ckpt.pt", nanogpt_weights(320, bias=True))
     (tmp_path / "quiz.csv").write_text("question,a,b,answer\nWhat sat?,a cat,a mat,1\n")
     _write_benchmarks(tmp_path / "benchmarks")
     monkeypatch.chdir(tmp_path)
@@ -141,6 +172,36 @@ def test_every_command_of_the_readme_and_of_make_demo_runs(
     for command in demo + shown:
         run_command(command, monkeypatch, english_model)
     assert len((workplace / "texts.jsonl").read_text().splitlines()) == 2
+
+
+def examples() -> list[str]:
+    """Return the commands that the help of each command ends with, in the order of the help."""
+    found = []
+    for path in command_paths():
+        command = get_command(app)
+        for name in path:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        shown = (command.epilog or "").splitlines()
+        assert len(shown) == 2, f"gptcli {' '.join(path)}: two examples are wanted in its help"
+        assert all(f"gptcli {' '.join(path)} " in f"{line} " for line in shown)
+        found += shown
+    return found
+
+
+def test_every_example_of_the_help_runs(
+    workplace: Path, english_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Models that the examples take for granted.
+    run_command(
+        "gptcli finetune --config configs/finetune/question-answering.yaml --model runs/english",
+        monkeypatch,
+        english_model,
+    )
+    for command in examples():
+        if "gptcli doctor" not in command:  # Half a minute; tests/commands/test_doctor.py runs it.
+            run_command(command, monkeypatch, english_model)
+    assert (workplace / "runs" / "mine" / "model").is_dir()
+    assert json.loads((workplace / "gptcli.schema.json").read_text())["type"] == "object"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

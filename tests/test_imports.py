@@ -26,7 +26,7 @@ LAYERS = [
     {"commands"},
     {"pipelines"},
     {"tasks"},
-    {"data", "models", "training", "generation", "evaluation"},
+    {"data", "models", "training", "generation", "evaluation", "reports", "planning"},
     {"config"},
     {"files", "hub", "console"},
     {"errors"},
@@ -37,6 +37,8 @@ HEIGHTS = {room: -depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "print"}
 UNSAFE_NAMES = {"torch.load", "torch.save"}
+# A checkpoint of nanoGPT is pickle: torch's reader of weights alone reads it, in one place.
+READS_WEIGHTS = {"gptcli.models.nanogpt"}
 
 
 def room_of(module: str) -> str:
@@ -68,16 +70,27 @@ def problems_in(module: str, source: str) -> list[str]:
                 problems.append("imports gptcli.console")
         elif name.partition(".")[0] in UNSAFE_MODULES:
             problems.append(f"imports {name}")
+    allowed = list(readers_of_weights(tree)) if module in READS_WEIGHTS else []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id in UNSAFE_CALLS and (node.func.id, module) != ("print", "gptcli.console"):
                 problems.append(f"calls {node.func.id}")
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_NAMES:
-            problems.append(f"uses {ast.unparse(node)}")
+            if node not in allowed:
+                problems.append(f"uses {ast.unparse(node)}")
         elif isinstance(node, ast.ImportFrom) and node.module == "torch":
             names = {f"torch.{alias.name}" for alias in node.names} & UNSAFE_NAMES
             problems += [f"uses {name}" for name in sorted(names)]
     return problems
+
+
+def readers_of_weights(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield the torch.load of every call that says weights_only=True, word for word."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if words.get("weights_only") == "True":
+                yield node.func
 
 
 def test_every_room_has_a_layer() -> None:
@@ -120,6 +133,10 @@ def test_neither_modules_nor_rooms_import_each_other_in_a_circle() -> None:
         ("gptcli.training.loop", "import pickle", "imports pickle"),
         ("gptcli.training.loop", "from torch import save", "uses torch.save"),
         ("gptcli.training.loop", "import torch\nx = torch.load('x')", "uses torch.load"),
+        ("gptcli.training.loop", "x = torch.load('x', weights_only=True)", "uses torch.load"),
+        ("gptcli.models.nanogpt", "x = torch.load('x')", "uses torch.load"),
+        ("gptcli.models.nanogpt", "x = torch.load('x', weights_only=1)", "uses torch.load"),
+        ("gptcli.models.nanogpt", "torch.save(x, weights_only=True)", "uses torch.save"),
         ("gptcli.training.loop", "eval('1')", "calls eval"),
         ("gptcli.cli", "print(1)", "calls print"),
     ],

@@ -62,6 +62,10 @@ def answer(
     Answers are parts of the text, shown with their place in it (characters, from 0). Long texts are read
     in windows, and nothing of them is left out. A model that was trained on unanswerable questions also
     says when there is no answer.
+
+    Examples:
+      gptcli answer -q "Who sat?" --context "A cat sat." -m runs/question-answering
+      gptcli answer -i questions.json --output answers.json -m runs/question-answering
     """
     from gptcli.config.loading import load_settings
 

@@ -61,6 +61,10 @@ def chat(
 
     On a terminal, /help lists the commands. Otherwise every line of standard input is a message, and
     the replies are printed one after the other.
+
+    Examples:
+      gptcli chat --model runs/instruction
+      echo "What is a cat?" | gptcli chat --model runs/instruction
     """
     from gptcli.config.loading import load_settings
 

@@ -86,6 +86,10 @@ def classify(
     """Label a text, or every row of a file, with a model that was fine-tuned to classify.
 
     With --labels, any GPT-2 chooses among labels that it was not trained on.
+
+    Examples:
+      gptcli classify "Return a list of lines." --model runs/classification-demo
+      gptcli classify -i texts.csv --output labels.csv -m runs/classification-demo
     """
     from gptcli.config.loading import load_settings
     from gptcli.data.input_rows import STANDARD_INPUT

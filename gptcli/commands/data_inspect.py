@@ -16,6 +16,10 @@ def inspect(
     """Show what a training would learn from: sizes, labels, lengths, repetitions, an example.
 
     Nothing is trained and no run is written. In the example, [[ ]] is around what is learnt.
+
+    Examples:
+      gptcli data inspect --config configs/finetune/classification-demo.yaml
+      gptcli data inspect -c configs/pretrain/demo.yaml --set data.source=my-text/
     """
     from gptcli.config.loading import load_settings
 

@@ -17,6 +17,10 @@ def doctor(
 
     Offline, in about half a minute: a tokenizer, a short pretraining, one that is killed and resumed,
     and generation. Exit code 5 if a check fails.
+
+    Examples:
+      gptcli doctor
+      gptcli doctor --json
     """
     from gptcli.hub import quiet_libraries
     from gptcli.pipelines.doctor import examine

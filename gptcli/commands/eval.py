@@ -116,6 +116,10 @@ def evaluate(
     What is measured follows from the model: perplexity and bits per byte of text; accuracy, F1 and
     calibration of labels; exact match and F1 of answers. Benchmarks: lambada, hellaswag, arc_easy,
     arc_challenge, piqa, copa, winogrande, blimp, crows_pairs, winobias, multiple_choice (your own), all.
+
+    Examples:
+      gptcli eval --model runs/mine
+      gptcli eval --compare runs/mine runs/english --data article.txt
     """
     thresholds = [_threshold(text) for text in fail_under]
     choices = label_names(labels)
@@ -357,16 +361,7 @@ def _finite(value: Any) -> Any:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Return rows as lines: the first column to the left, numbers to the right, the last one open."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  "
-        + "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True)]
-            + [row[-1]]
-        ).rstrip()
-        for row in rows
-    ]
+    return [f"  {line}" for line in console.table_lines(rows, right=range(1, len(rows[0]) - 1))]
 
 
 def _report_lines(report: Report) -> list[str]:

@@ -29,6 +29,10 @@ def finetune(
 
     It starts from --model, or model.name in the config; without either, from a new GPT-2. The model is
     in RUN/model at the end: the best by evaluation, else the last.
+
+    Examples:
+      gptcli finetune --config configs/finetune/classification-demo.yaml
+      gptcli finetune --config configs/finetune/instruction.yaml --model runs/english
     """
     from gptcli.config.loading import load_settings
 

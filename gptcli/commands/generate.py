@@ -57,6 +57,10 @@ def generate(
     """Continue a prompt, or a file of prompts.
 
     Greedy (always the likeliest token) unless --temperature, --top-k or --top-p is given.
+
+    Examples:
+      gptcli generate "Once upon a time" --model runs/mine --temperature 0.8
+      gptcli generate --input prompts.txt --model runs/mine --output texts.jsonl
     """
     from gptcli.config.loading import load_settings
     from gptcli.data.input_rows import STANDARD_INPUT

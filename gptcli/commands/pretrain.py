@@ -27,6 +27,10 @@ def pretrain(
     """Train a GPT-2 from scratch on your text.
 
     The model is in RUN/model at the end: the best by evaluation, else the last.
+
+    Examples:
+      gptcli pretrain --config configs/pretrain/demo.yaml
+      gptcli pretrain -c configs/pretrain/demo.yaml --set data.source=my-text/ -o runs/mine
     """
     from gptcli.config.loading import load_settings
 

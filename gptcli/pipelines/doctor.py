@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from gptcli.config.loading import load_settings
-from gptcli.config.schema import RuntimeSettings, TokenizerTraining
+from gptcli.config.names import VARIABLE_PREFIX
+from gptcli.config.schema import RuntimeSettings, Settings, TokenizerTraining
 from gptcli.data.preparation import cache_folder
 from gptcli.data.tokenizing import train_tokenizer
 from gptcli.errors import EnvironmentProblem, GptcliError
@@ -115,8 +116,13 @@ def _assignments(folder: Path) -> list[str]:
     return [f"data.source={folder / 'text.txt'}", f"data.cache_dir={folder / 'cache'}"]
 
 
+def _settings(folder: Path) -> Settings:
+    # What the environment changes is for the user's runs.
+    return load_settings(folder / "config.yaml", _assignments(folder), environment={})
+
+
 def _pretraining(folder: Path) -> str:
-    settings = load_settings(folder / "config.yaml", _assignments(folder))
+    settings = _settings(folder)
     result = run_training(settings, folder / "whole")
     logged = [json.loads(line) for line in (folder / "whole/metrics.jsonl").open()]
     losses = [entry["loss"] for entry in logged if "split" not in entry]
@@ -134,8 +140,9 @@ def _kill_and_resume(folder: Path) -> str:
     command += ["--output-dir", str(run)]
     for assignment in _assignments(folder):
         command += ["--set", assignment]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(VARIABLE_PREFIX)}
     process = subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -147,7 +154,7 @@ def _kill_and_resume(folder: Path) -> str:
     saved = list_checkpoints(run / "checkpoints")
     if not saved:
         raise EnvironmentProblem("a run in a process of its own saved no checkpoint.")
-    settings = load_settings(folder / "config.yaml", _assignments(folder))
+    settings = _settings(folder)
     run_training(settings, run, resume=True)
     name = f"checkpoints/step-{STEPS:08d}/model.safetensors"
     whole, resumed = load_file(folder / "whole" / name), load_file(run / name)

@@ -8,7 +8,12 @@ from tests.conftest import Cli
 
 def test_the_doctor_finds_what_is_broken_and_that_all_else_works(gptcli: Cli, tmp_path: Path) -> None:
     (tmp_path / "no-folder").touch()
-    done = gptcli("doctor", "--json", environment={"XDG_CACHE_HOME": str(tmp_path / "no-folder")})
+    environment = {
+        "XDG_CACHE_HOME": str(tmp_path / "no-folder"),
+        # Settings of the user's runs, which would break those of the doctor.
+        "GPTCLI_TRAINING__MAX_STEPS": "3",
+    }
+    done = gptcli("doctor", "--json", environment=environment)
     diagnosis = json.loads(done.stdout)
     assert diagnosis["failed"] == ["token cache"], diagnosis
     assert not diagnosis["ok"]
