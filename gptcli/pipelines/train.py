@@ -124,6 +124,8 @@ def run_training(
             if limit and facts.get("ended") == f"finished: {limit}":
                 # The last evaluation may have been made after this checkpoint was saved.
                 run.progress.best = facts.get("best_evaluation")
+                if not folder.report.exists():  # A kill came between the two.
+                    _write_report(folder, notify)
                 return _result(folder, job, run.progress, f"already finished: {limit}")
             notify(Note(f"Resuming from {checkpoint}."))
         elif resume:

@@ -39,7 +39,8 @@ model: {{n_layer: 2, n_head: 2, n_embd: 32, context_length: 32, dropout: 0.1}}
 tokenizer:
   train: {{vocab_size: 300}}
 data: {{source: {text}, cache_dir: {self.cache}}}
-training: {{max_steps: {STEPS}, batch_size: 4, learning_rate: 1e-3, warmup_steps: 2, save_steps: 1}}
+training: {{max_steps: {STEPS}, batch_size: 4, optimizer: adamw, learning_rate: 1e-3, warmup_steps: 2,
+  save_steps: 1}}
 evaluation: {{eval_steps: 2}}
 runtime: {{device: cpu, precision: fp32, threads: 1}}
 logging: {{log_steps: 1}}
