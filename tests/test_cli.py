@@ -118,7 +118,7 @@ def test_help_groups_the_commands(
     assert list(found) == ["Train", "Use", "Measure", "Look"]
 
 
-@pytest.mark.parametrize("path", command_paths(), ids=" ".join)
+@pytest.mark.parametrize("path", list(command_paths()), ids=" ".join)
 def test_the_help_of_a_command_ends_with_its_examples_unwrapped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
 ) -> None:

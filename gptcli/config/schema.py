@@ -20,8 +20,8 @@ NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "large": (36, 20, 1280, 1024),
     "xl": (48, 25, 1600, 1024),
 }
-# Peak learning rate of a new model of this width; of others, by the root of the width: wider models want
-# smaller steps. Chosen by benchmarks/sweep.py.
+# Peak learning rate of a new model of this width, the best of those tried; of others, by the root of the
+# width: wider models want smaller steps.
 RATE_WIDTH, RATE = 256, 4e-3
 SizeName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
 
