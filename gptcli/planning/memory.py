@@ -26,7 +26,8 @@ PLAIN_ATTENTION_TOKENS = 2048
 QUERIES_AT_ONCE = 256
 # Rows whose scores over the vocabulary are there at once (training/loss.py).
 HEAD_ROWS = {"cpu": 1024, "cuda": 4096, "mps": 4096}
-# micro_batch_size: auto, as tasks/assembly.py decides it.
+# micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU. On a GPU it
+# starts from the whole batch and is halved until it fits.
 AUTO_NUMBERS = 2**27
 
 
@@ -202,6 +203,7 @@ def automatic_micro_batch_size(shape: Shape, batch_size: int, length: int, devic
     """Return what micro_batch_size: auto begins with."""
     if device == "cuda":
         return batch_size
+    # What is kept for the backward pass, about: activations and attention weights; the head keeps none.
     weights = shape.n_head * min(length, PLAIN_ATTENTION_TOKENS)
     numbers = shape.n_layer * (16 * shape.n_embd + weights)
     return max(1, min(batch_size, AUTO_NUMBERS // (numbers * length)))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ from gptcli.data.tokenizing import (
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation.samples import Sample, SampleWriter
 from gptcli.models.adapters import without_adapters
-from gptcli.models.attention import MAX_TOKENS, use_plain_attention
+from gptcli.models.attention import use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
+from gptcli.planning.memory import Device, automatic_micro_batch_size
+from gptcli.planning.shape import Shape
 from gptcli.training.compiling import choose_compilation
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, EvaluatedTask, Job, count_parameters
@@ -36,10 +38,6 @@ from gptcli.training.loss import summed_head_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU. On a GPU it
-# starts from the whole batch and is halved until it fits.
-AUTO_NUMBERS = 2**27
 
 Notify = Callable[[PreparationProgress], None]
 
@@ -172,13 +170,10 @@ def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest:
     wanted = settings.training.micro_batch_size
     if wanted != "auto":
         return wanted
-    if compute.device.type == "cuda":
-        return settings.training.batch_size
     config = model.config
-    # What is kept for the backward pass, about: activations and attention weights; the head keeps none.
-    weights = config.n_head * min(longest, MAX_TOKENS)
-    per_token: int = config.n_layer * (16 * config.n_embd + weights)
-    return max(1, min(settings.training.batch_size, AUTO_NUMBERS // (per_token * longest)))
+    shape = Shape.of(config.n_layer, config.n_head, config.n_embd, config.n_positions, config.vocab_size)
+    device = cast(Device, compute.device.type)
+    return automatic_micro_batch_size(shape, settings.training.batch_size, longest, device)
 
 
 def ids_and_lengths(batch: Batch, compute: Compute) -> tuple[Tensor, Tensor]:
