@@ -15,16 +15,24 @@ if TYPE_CHECKING:
 
 def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
     """Return the configuration of a GPT-2 of this shape for this tokenizer."""
-    end_of_text_id = tokenizer.eos_token_id
-    return GPT2Config(
+    return gpt2_config(
+        settings.dropout,
+        tokenizer.eos_token_id,
         vocab_size=max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1),
         n_positions=settings.context_length,
         n_embd=settings.n_embd,
         n_layer=settings.n_layer,
         n_head=settings.n_head,
-        embd_pdrop=settings.dropout,
-        resid_pdrop=settings.dropout,
-        attn_pdrop=settings.dropout,
+    )
+
+
+def gpt2_config(dropout: float, end_of_text_id: int, **sizes: int | None) -> GPT2Config:
+    """Return the configuration of a new GPT-2 of these sizes, named as GPT2Config names them."""
+    return GPT2Config(
+        **sizes,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        attn_pdrop=dropout,
         # The same function as GPT-2's gelu_new, in one kernel instead of many.
         activation_function="gelu_pytorch_tanh",
         # Not left to GPT2Config: it would say 50256 whatever the vocabulary.

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch
 from gptcli.data.preparation import PreparationProgress
 from gptcli.errors import EnvironmentProblem
-from gptcli.models.architecture import new_model
+from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import use_plain_attention
 from gptcli.planning.findings import Limits
 from gptcli.planning.machine import Machine, this_machine
@@ -124,20 +123,15 @@ def measure_shape(settings: Settings, shape: Shape, length: int, micro_batch_siz
 
 def new_shape(shape: Shape, settings: Settings, compute: Compute) -> Any:
     """Return a new language model of this shape, as a training would hold it."""
-    config = GPT2Config(
+    config = gpt2_config(
+        settings.model.dropout,
+        end_of_text_id=0,
         vocab_size=shape.vocab_size,
         n_positions=shape.positions,
         n_embd=shape.n_embd,
         n_layer=shape.n_layer,
         n_head=shape.n_head,
         n_inner=shape.n_inner,
-        embd_pdrop=settings.model.dropout,
-        resid_pdrop=settings.model.dropout,
-        attn_pdrop=settings.model.dropout,
-        activation_function="gelu_pytorch_tanh",
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
     )
     model = new_model(config, seed=0).to(compute.device)
     if compute.device.type == "cpu":
