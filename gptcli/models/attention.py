@@ -56,6 +56,22 @@ def plain_attention(
     return attended.view(batch, heads, tokens, width).transpose(1, 2), None
 
 
+def group_weights(query: Tensor, keys: Tensor, first: int, end: int, hidden: Tensor) -> Tensor:
+    """Return (..., end - first, end): the attention weights of a group of queries.
+
+    query: (..., tokens, width), scaled. keys: (..., width, tokens). hidden: added to the scores of the
+    group's last keys, as many as it has columns: minus infinity where a query does not look.
+    """
+    scores = query[..., first:end, :] @ keys[..., :end]
+    scores[..., end - hidden.shape[-1] :] += hidden
+    return scores.softmax(-1)
+
+
+def later_keys(query: Tensor, count: int) -> Tensor:
+    """Return (count, count): minus infinity where a column's token is later than the row's."""
+    return query.new_full((count, count), -torch.inf).triu_(1)
+
+
 class _CausalAttention(torch.autograd.Function):
     """Of (n, tokens, width) queries, keys and values; n: of all heads of all sequences."""
 
@@ -66,14 +82,13 @@ class _CausalAttention(torch.autograd.Function):
         tokens = query.shape[1]
         query = query * scale
         # Of a group, the last keys are as many as its queries: each looks at those up to its own.
-        later = query.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -torch.inf).triu(1)
+        later = later_keys(query, QUERIES_AT_ONCE)
         attended = torch.empty_like(value)
         kept: list[Tensor] = []
         for first in range(0, tokens, QUERIES_AT_ONCE):
             end = min(first + QUERIES_AT_ONCE, tokens)
-            scores = query[:, first:end] @ key[:, :end].transpose(1, 2)
-            scores[:, :, first:] += later[: end - first, : end - first]
-            weights = scores.softmax(2)
+            hidden = later[: end - first, : end - first]
+            weights = group_weights(query, key.transpose(1, 2), first, end, hidden)
             noise = _dropout_noise(weights, dropout)
             attended[:, first:end] = (weights * noise if dropout else weights) @ value[:, :end]
             kept += (weights, noise)

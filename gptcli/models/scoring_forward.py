@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptcli.models.attention import group_weights, later_keys
+
 # Few enough for a core's cache, and to leave out most of the keys that come later.
 QUERIES_AT_ONCE = 128
 
@@ -136,17 +138,14 @@ def attention_in_parts(
     """
     rows, heads, tokens, width = query.shape
     mixed = query.new_empty(rows, tokens, heads, width).transpose(1, 2)
-    later = query.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -torch.inf).triu_(1)
+    later = later_keys(query, QUERIES_AT_ONCE)
     query, key, value = query * scale, key.transpose(2, 3).contiguous(), value.contiguous()
     for first in range(0, tokens, QUERIES_AT_ONCE):
-        part = slice(first, min(first + QUERIES_AT_ONCE, tokens))
-        count = part.stop - first
-        scores = query[:, :, part] @ key[..., : part.stop]
-        if mask is None:
-            scores[..., first:] += later[:count, :count]
-        else:
-            scores += mask[:, :, part, : part.stop]
-        mixed[:, :, part] = scores.softmax(3) @ value[:, :, : part.stop]
+        end = min(first + QUERIES_AT_ONCE, tokens)
+        size = end - first
+        hidden = later[:size, :size] if mask is None else mask[:, :, first:end, :end]
+        weights = group_weights(query, key, first, end, hidden)
+        mixed[:, :, first:end] = weights @ value[:, :, :end]
     return mixed
 
 
