@@ -48,14 +48,19 @@ def show_progress() -> None:
         display.update(2, "loss 2.9")
 
 
-@pytest.mark.parametrize("no_color", [False, True])
-def test_a_terminal_shows_a_bar_in_colour_unless_no_color_is_set(
-    monkeypatch: pytest.MonkeyPatch, no_color: bool
-) -> None:
+def be_a_terminal_of_colours(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    """Let the environment be that of one, where NO_COLOR is set or not."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_terminal_shows_a_bar_in_colour_unless_no_color_is_set(
+    monkeypatch: pytest.MonkeyPatch, no_color: bool
+) -> None:
+    be_a_terminal_of_colours(monkeypatch, no_color)
     shown = shown_on_a_terminal(monkeypatch, "stderr", show_progress)
     assert "━" in shown
     assert "loss 2.9" in shown
@@ -129,10 +134,7 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 def test_shaded_text_has_colours_unless_no_color_is_set_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch, no_color: bool
 ) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color:
-        monkeypatch.setenv("NO_COLOR", "1")
+    be_a_terminal_of_colours(monkeypatch, no_color)
     can_shade = []
 
     def show() -> None:
