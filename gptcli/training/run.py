@@ -83,11 +83,6 @@ HARMLESS_ON_RESUME = (
 )
 
 
-# Decided by the run if not set. A resumed one goes on with what was decided, also where a changed limit
-# would decide otherwise.
-DECIDED_ONCE = (("runtime", "compile"),)
-
-
 @dataclass(frozen=True)
 class Note:
     """Something that the user should know; the run goes on."""
@@ -496,14 +491,15 @@ def library_versions() -> dict[str, str]:
 
 
 def with_decisions_of(checkpoint: Path, settings: Settings) -> Settings:
-    """Return the settings, with what the run of this checkpoint had decided where they leave it open."""
-    before = read_state(checkpoint).origin.settings
-    for section_name, key in DECIDED_ONCE:
-        section = getattr(settings, section_name)
-        if getattr(section, key) is None:
-            decided = section.model_copy(update={key: before.get(section_name, {}).get(key)})
-            settings = settings.model_copy(update={section_name: decided})
-    return settings
+    """Return the settings, with what the run of this checkpoint had decided where they leave it open.
+
+    A changed limit would perhaps decide otherwise, and other kernels round otherwise.
+    """
+    if settings.runtime.compile is not None:
+        return settings
+    decided = read_state(checkpoint).origin.settings["runtime"].get("compile")
+    runtime = settings.runtime.model_copy(update={"compile": decided})
+    return settings.model_copy(update={"runtime": runtime})
 
 
 def check_settings_match(checkpoint: Path, settings: Settings, *, is_complete: bool = True) -> None:
