@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads cost these small models more than they bring, above all where tests run beside other work.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Shells let what they start in the background ignore Ctrl-C, and all that it starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
