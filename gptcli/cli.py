@@ -124,7 +124,7 @@ _WHAT_IS_SMALLER = (
 
 def main() -> None:
     """Run the command line and exit."""
-    # torch and transformers make a million objects that stay. To look through them for garbage takes
+    # torch and transformers make some 400,000 objects that stay. To look through them for garbage takes
     # a third of a second while they are imported, and a whole second when Python ends.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
