@@ -126,7 +126,7 @@ def load_model(
 
 def load_found(found: FoundModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Return the model itself, of whatever kind it is. Raises as `load_model` does."""
-    model = _load(found, found.kind, dtype, is_new_head=False)
+    model = _load(found, found.kind, dtype, is_new_head=False, is_trained=False)
     _fuse_activation(model)
     return LoadedModel(model.to(device).eval(), found.tokenizer(), found.name)
 
@@ -160,7 +160,7 @@ def load_for_training(
         set_labels(config, labels)
     if config.pad_token_id is None:  # As GPT-2 was published; transformers wants one for batches.
         config.pad_token_id = config.eos_token_id
-    model = _load(found, kind, torch.float32, is_new_head=is_new_head)
+    model = _load(found, kind, torch.float32, is_new_head=is_new_head, is_trained=True)
     if is_new_head:  # Also where the weights of an old one fitted in: they stand for other labels.
         head = model.score if kind == "classification" else model.qa_outputs
         torch.manual_seed(seed)
@@ -196,8 +196,10 @@ class FoundModel:
 
     name: str
     """A folder, or a name on the hub."""
-    checkpoint: Path | None
-    """Takes the place of the folder's weights."""
+    files: tuple[Path, ...]
+    """That hold the weights."""
+    weights_name: str
+    """What the weights are of: `name`, or a checkpoint beside it."""
     config: GPT2Config
     kind: Kind
 
@@ -219,7 +221,9 @@ def find_model(name: str) -> FoundModel:
         _check_folder(folder)
         source = str(folder)
     facts, config = _read_config(source)
-    shapes = _check_weights(source, folder, config)
+    shapes, files = _check_weights(source, folder, config)
+    if checkpoint is not None:
+        files = (checkpoint / MODEL_FILE,)
     if "score.weight" in shapes:
         count = shapes["score.weight"][0]
         names = facts.get("id2label")
@@ -231,7 +235,7 @@ def find_model(name: str) -> FoundModel:
     threshold = facts.get(ANSWER_THRESHOLD)
     if isinstance(threshold, float) and math.isfinite(threshold):
         setattr(config, ANSWER_THRESHOLD, threshold)
-    return FoundModel(source, checkpoint, config, _kind_of(shapes))
+    return FoundModel(source, files, str(checkpoint or source), config, _kind_of(shapes))
 
 
 def _model_of_checkpoint(checkpoint: Path) -> Path:
@@ -251,40 +255,57 @@ def _kind_of(shapes: dict[str, list[int]]) -> Kind:
     return next((kind for name, kind in _KINDS.items() if name in shapes), "language-modelling")
 
 
-def _load(found: FoundModel, kind: Kind, dtype: torch.dtype, *, is_new_head: bool) -> Any:
+def _load(
+    found: FoundModel, kind: Kind, dtype: torch.dtype, *, is_new_head: bool, is_trained: bool
+) -> Any:
+    """Return the model with its weights, in memory of their own if it is trained.
+
+    Otherwise they stay in the file, which is mapped into memory and read where they are used. Nothing is
+    drawn at random: a weight that is missing, or of another shape, is refused, but for a new head's.
+    """
     import torch
+    from torch import nn
+
+    weights = _read_weights(found)
+    found.config._attn_implementation = "sdpa"
+    try:
+        with torch.device("meta"):
+            model = model_class(kind)(found.config)
+    except Exception as error:  # Numbers in a config.json that make no model.
+        raise hub_problem("model", found.name, error) from error
+    parameters = dict(model.named_parameters())
+    heads = HEADS if is_new_head else ()
+    found_weights = {}
+    for name, parameter in sorted(parameters.items()):
+        if is_new_head and name.startswith(heads):
+            weight = torch.empty(parameter.shape)
+        elif name not in weights:
+            raise _not_whole(found.weights_name, "missing", name)
+        elif weights[name].shape != parameter.shape:
+            raise _not_whole(found.weights_name, "of another shape", name)
+        else:
+            weight = weights[name]
+        found_weights[name] = nn.Parameter(weight.to(dtype, copy=is_trained))
+    model.load_state_dict(found_weights, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _read_weights(found: FoundModel) -> dict[str, torch.Tensor]:
+    """Return the weights by their names in the model, as they are in their files."""
     from safetensors.torch import load_file
 
+    weights: dict[str, torch.Tensor] = {}
     try:
-        model, report = model_class(kind).from_pretrained(
-            found.name,
-            config=found.config,
-            attn_implementation="sdpa",
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # Said by _check_report, in one line.
-            output_loading_info=True,
-        )
-        heads = HEADS if is_new_head else ()
-        _check_report(found.name, report, heads)
-        if found.checkpoint is not None:
-            parameters = dict(model.named_parameters())
-            weights = load_file(found.checkpoint / MODEL_FILE)
-            if is_new_head:
-                weights = {name: w for name, w in weights.items() if not name.startswith(heads)}
-                parameters = {name: p for name, p in parameters.items() if not name.startswith(heads)}
-            if {name: p.shape for name, p in parameters.items()} != {
-                name: weight.shape for name, weight in weights.items()
-            }:
-                raise ModelError(f"{found.checkpoint}: its weights are not those of {found.name}.")
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    parameters[name].copy_(weight)
-    except ModelError:
-        raise
+        for file in found.files:
+            weights |= load_file(file)
     except Exception as error:
         raise hub_problem("model", found.name, error) from error
-    return model
+    # A GPT2Model alone, such as that of OpenAI on the hub, names what is in it without the prefix.
+    return {
+        name if name.startswith(("transformer.", "lm_head.", *HEADS)) else f"transformer.{name}": weight
+        for name, weight in weights.items()
+    }
 
 
 def _model_folder(name: str) -> Path | None:
@@ -367,11 +388,13 @@ def _file_of(source: str, folder: Path | None, name: str) -> Path | None:
         raise hub_problem("model", source, error) from error
 
 
-def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> dict[str, list[int]]:
-    """Refuse what `from_pretrained` would read though it is no safetensors file of this very model.
+def _check_weights(
+    source: str, folder: Path | None, config: GPT2Config
+) -> tuple[dict[str, list[int]], tuple[Path, ...]]:
+    """Return the shapes of the weights by name, and their files.
 
-    It would also make a model of any size that the config says, before it looks at the weights, and
-    leave out the layers that the config does not count.
+    Raises ModelError for what is no safetensors file, and for weights that are not of the model that
+    the config says: of another size, which may be any, or of more layers than it counts.
     """
     if _file_of(source, folder, ADAPTER) is not None:
         raise ModelError(f"{source} holds an adapter ({ADAPTER}); gptcli reads whole models.")
@@ -382,13 +405,15 @@ def _check_weights(source: str, folder: Path | None, config: GPT2Config) -> dict
     if whole is not None:
         names = {WEIGHTS}
     shapes: dict[str, list[int]] = {}
+    files = []
     for name in sorted(names):
         file = _file_of(source, folder, name)
         if file is None:
             raise ModelError(f"{source} has no whole weights: {name} is missing.")
         shapes |= _shapes_in(source, file)
+        files.append(file)
     _check_shapes(source, shapes, config)
-    return shapes
+    return shapes, tuple(files)
 
 
 def _files_in_index(source: str, index: Path) -> set[str]:
@@ -440,17 +465,3 @@ def _check_shapes(source: str, shapes: dict[str, list[int]], config: GPT2Config)
 
 def _not_whole(source: str, what: str, name: str) -> ModelError:
     return ModelError(f"{source} is no whole model: weights are {what}, {name} for one.")
-
-
-def _check_report(name: str, report: Any, new: tuple[str, ...]) -> None:
-    """Refuse weights that do not fit: `from_pretrained` would go on with random ones.
-
-    new: how the names of weights begin that need not be there.
-    """
-    for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
-        # A weight of another shape comes with both shapes.
-        items = report.get(key) or ()
-        names = sorted(item if isinstance(item, str) else item[0] for item in items)
-        names = [weight for weight in names if not weight.startswith(new)] if new else names
-        if names:
-            raise _not_whole(name, what, names[0])

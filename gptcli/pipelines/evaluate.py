@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from gptcli.config.schema import Settings
@@ -528,13 +527,11 @@ def _first_documents(pieces: Iterable[Any], limit: int | None) -> Iterator[Any]:
             return
 
 
-def _sha256_of_weights(found: FoundModel) -> str | None:
-    """Return the hash of the weights; None for a model of the hub, whose files have their own."""
-    folder = Path(found.name)
+def _sha256_of_weights(found: FoundModel) -> str:
+    """Return the hash of the files that hold the weights, one behind the other."""
     digest = hashlib.sha256()
-    files = sorted((found.checkpoint or folder).glob("*.safetensors")) if folder.is_dir() else []
-    for path in files:
+    for path in found.files:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
