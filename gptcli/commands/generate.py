@@ -6,16 +6,12 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from gptcli import console
 from gptcli.commands.options import Assignments, Device, Precision
 from gptcli.errors import ConfigError
-
-if TYPE_CHECKING:
-    from gptcli.pipelines.generate import Generator, PromptRun
 
 
 def generate(
@@ -46,6 +42,12 @@ def generate(
         None, "--num-return-sequences", "-n", help="Continuations a prompt [default: 1]."
     ),
     seed: int | None = typer.Option(None, "--seed", help="Makes sampling repeatable."),
+    context_end: str | None = typer.Option(
+        None,
+        "--context-end",
+        help="Where the context is full: stop, slide (go on with its last half) or refuse "
+        "[default: stop].",
+    ),
     device: Device = None,
     precision: Precision = None,
     config: Path | None = typer.Option(
@@ -74,6 +76,7 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "num_return_sequences": num_return_sequences,
+        "context_end": context_end,
     }
     runtime = {"seed": seed, "device": device, "precision": precision}
     settings = load_settings(config, assignments, {"generation": generation, "runtime": runtime})
@@ -95,39 +98,44 @@ def generate(
     quiet_libraries()
     generator = Generator(model, settings.generation, settings.runtime, settings.runtime.given_seed)
     planned = [generator.plan(item) for item in prompts]
+    is_streamed = len(planned) == 1 and settings.generation.num_return_sequences == 1
+    is_text = output_file is None and not as_json
+    is_full = False
     with ExitStack() as stack:
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None
         display = stack.enter_context(console.ProgressDisplay())
         if file is not None:
             display.start("Generating", len(planned))
-        for number, item in enumerate(planned):
+        if is_text and is_streamed:
+            console.write_result(planned[0].prompt.text, end="")
+        show = _show_text if is_text and is_streamed else _show_nothing
+        for number, results in enumerate(generator.run(planned, show), 1):
+            is_full |= any(generator.is_full(result) for result in results)
             if file is not None:
-                for continuation in generator.run(item, number):
-                    file.write(json.dumps(continuation.as_dict(), ensure_ascii=False) + "\n")
+                for result in results:
+                    file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
                 file.flush()
-                display.update(number + 1, f"{number + 1:,}/{len(planned):,} prompts")
+                display.update(number, f"{number:,}/{len(planned):,} prompts")
             elif as_json:
-                for continuation in generator.run(item, number):
-                    console.write_json(continuation.as_dict())
+                for result in results:
+                    console.write_json(result.as_dict())
+            elif is_streamed:
+                console.write_result("")
             else:
-                _print_text(generator, item, number, is_only=len(planned) == 1)
+                for result in results:
+                    title = f"=== prompt {number}, continuation {result.sequence + 1} ==="
+                    console.write_result(f"{title}\n{result.prompt}{result.completion}")
+    if is_full and not as_json:
+        slides = settings.generation.context_end == "slide"
+        what = "went on with the last half in view" if slides else "stopped"
+        console.warn(f"{what} where the model's context of {generator.context_length} tokens is full.")
     if generator.seed_was_drawn and not as_json:
         console.say(f"Seed: {generator.seed} (--seed {generator.seed} makes this again)")
 
 
-def _print_text(generator: Generator, planned: PromptRun, number: int, *, is_only: bool) -> None:
-    """Print the prompt with its continuation as it is made; several continuations, one by one."""
-    prompt = planned.prompt.text
-    if is_only and generator.settings.num_return_sequences == 1:
-        console.write_result(prompt, end="")
-        results = generator.run(
-            planned, number, lambda sequence, text: console.write_result(text, end="")
-        )
-        console.write_result("")
-    else:
-        results = generator.run(planned, number)
-        for result in results:
-            console.write_result(f"=== prompt {number + 1}, continuation {result.sequence + 1} ===")
-            console.write_result(prompt + result.completion)
-    if any(result.finish_reason == "context" for result in results):
-        console.warn(f"stopped where the model's context of {generator.context_length} tokens is full.")
+def _show_text(prompt: int, sequence: int, text: str) -> None:
+    console.write_result(text, end="")
+
+
+def _show_nothing(prompt: int, sequence: int, text: str) -> None:
+    pass

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from gptcli.errors import ConfigError
+
 # n_layer, n_head, n_embd, context_length. The last four are the shapes that OpenAI published.
 NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "tiny": (2, 2, 64, 128),
@@ -470,6 +472,11 @@ class GenerationSettings(Section):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample from the fewest tokens whose probability reaches p."
     )
+    context_end: Literal["stop", "slide", "refuse"] = Field(
+        "stop",
+        description="Where the model's context is full: stop there; slide, go on with the last half of "
+        "it in view; or refuse, before anything is made, what might not fit.",
+    )
     num_return_sequences: int = Field(1, ge=1, le=10_000, description="Continuations a prompt.")
 
     @model_validator(mode="after")
@@ -500,8 +507,10 @@ class RuntimeSettings(Section):
     device: DeviceName = Field(
         "auto", description="auto, cpu, cuda, cuda:N or mps; auto takes the fastest that is there."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of matrix products; weights stay in float32 for training."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto",
+        description="Number format of matrix products. For training, weights stay in float32; int8 is "
+        "for using a model on a CPU, and the fastest there.",
     )
     compile: bool | None = Field(
         None,
@@ -514,6 +523,15 @@ class RuntimeSettings(Section):
     seed: int = Field(
         42, ge=0, le=MAX_SEED, description="Decides initial weights, batches, dropout and the split."
     )
+
+    @property
+    def training_precision(self) -> Literal["auto", "fp32", "bf16", "fp16"]:
+        """What to train in. Raises ConfigError for a format that nothing can be learnt in."""
+        if self.precision == "int8":
+            raise ConfigError(
+                "runtime.precision is int8, which is for using a model, not for training one. Use auto."
+            )
+        return self.precision
 
     @property
     def given_seed(self) -> int | None:

@@ -51,8 +51,8 @@ class ContinuationScorer:
     def __init__(self, loaded: LoadedModel, compute: Compute) -> None:
         self._loaded = loaded
         self._device = compute.device
-        self._forward = ScoringForward(loaded.model)
-        self._head = NextTokenHead(loaded.model)
+        self._forward = ScoringForward(loaded.model, is_int8=compute.is_int8)
+        self._head = NextTokenHead(loaded.model, is_int8=compute.is_int8)
         self._batch_tokens = BATCH_TOKENS.get(compute.device.type, BATCH_TOKENS_GPU)
         self.context_length = int(loaded.model.config.n_positions)
 

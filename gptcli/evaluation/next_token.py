@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.models.scoring_forward import PackedLinear
+from gptcli.models.decoding_forward import head_weight
+from gptcli.models.packed_linear import PackedLinear
 
 # Rows whose scores over the whole vocabulary are in memory at once.
 HEAD_ROWS = 128
@@ -20,15 +21,10 @@ HEAD_ROWS = 128
 class NextTokenHead:
     """log p(token | hidden state) in float32, whatever the model is in."""
 
-    def __init__(self, model: Any) -> None:
-        """model: a GPT2LMHeadModel."""
-        weight = model.lm_head.weight.detach()
-        if weight.dtype != torch.float32:
-            # Softmax does not see what is added to all scores alike. GPT-2 adds about -100, of which
-            # bfloat16's 8 bits leave steps of a half; without it, the scores that matter are small.
-            weight = (weight.float() - weight.float().mean(0)).to(weight.dtype)
-        self._weight = weight
-        self._logits = PackedLinear(weight)
+    def __init__(self, model: Any, *, is_int8: bool = False) -> None:
+        """model: a GPT2LMHeadModel. is_int8: scores by a matrix of bytes, of a model in float32."""
+        self._weight = head_weight(model, model.lm_head.weight.dtype, is_int8=is_int8)
+        self._logits = PackedLinear(self._weight, is_int8=is_int8)
 
     def log_probabilities(self, hidden: Tensor, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability, in nats, of each token, and whether no other is likelier.

@@ -95,8 +95,8 @@ class TextScorer:
         self._loaded = loaded
         self._device = compute.device
         self._rules = rules
-        self._forward = ScoringForward(loaded.model)
-        self._head = NextTokenHead(loaded.model)
+        self._forward = ScoringForward(loaded.model, is_int8=compute.is_int8)
+        self._head = NextTokenHead(loaded.model, is_int8=compute.is_int8)
         self._end_of_text: int = loaded.tokenizer.eos_token_id
         tokens = BATCH_TOKENS.get(compute.device.type, BATCH_TOKENS_GPU)
         self._windows_at_once = max(1, tokens // rules.context_length)

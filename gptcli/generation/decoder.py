@@ -1,27 +1,60 @@
-"""The decoding loop: one prompt, one or several continuations, token by token."""
+"""Decoding: prompts of any length become text together, token by token.
+
+1. Prompts are read in groups of about the same length, each a row padded on the right, where causal
+   attention never looks. Sequences of one prompt share that reading.
+2. A step makes one token for each of the rows that are under way. A row that ends makes room for the
+   next sequence at once (continuous batching), so that no row waits for a longer one.
+3. What is chosen depends on the row's own text, seed, and number of the token alone: not on the rows
+   beside it, nor on their order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, GPT2LMHeadModel
+from torch import Tensor
 
 from gptcli.errors import ModelError
-from gptcli.generation.sampling import Sampling
+from gptcli.generation.prompt_lookup import PromptLookup
+from gptcli.generation.sampling import Sampling, uniform
+from gptcli.models.decoding_forward import DecodingForward, KeysAndValues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, LENGTH, CONTEXT = "end_of_text", "length", "context"
 
+# Prompts that are looked at together, so that those of about the same length are read together.
+REQUESTS_AT_ONCE = 512
+# Padding included, of a group of prompts that are read together.
+PROMPT_TOKENS_AT_ONCE = 4096
+# Rows under way: more share the reading of the weights, and take more memory.
+MAX_ROWS = 32
+MAX_BYTES = 2**30
+# Room grows by as many tokens at a time.
+CAPACITY_STEP = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue, as tokens, at least one and fewer than the context has."""
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sequences: int = 1
+    seed: int = 0
+
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token of one continuation."""
+    """A token of one continuation. Requests and the sequences of each are counted from 0."""
 
+    request: int
     sequence: int
     token_id: int
 
@@ -30,67 +63,256 @@ class NewToken:
 class Finished:
     """A continuation has ended: "end_of_text", "length" (as many as asked for) or "context" (full)."""
 
+    request: int
     sequence: int
     reason: str
 
 
-@torch.inference_mode()
-def continue_prompt(
-    model: GPT2LMHeadModel,
-    prompt_ids: list[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    sequences: int,
-    end_of_text_id: int,
-    seed: int,
-) -> Iterator[NewToken | Finished]:
-    """Yield the tokens of `sequences` continuations of one prompt as they are made.
+@dataclass
+class _Row:
+    """A sequence under way, or about to be."""
 
-    The end-of-text token ends a continuation and is not yielded. The prompt must be shorter than the
-    model's context; a continuation that fills the context ends there. Raises ModelError for a model
-    whose scores are not finite.
-    """
-    room = model.config.n_positions - len(prompt_ids)
-    assert prompt_ids and room > 0
-    steps = min(max_new_tokens, room)
-    generator = torch.Generator().manual_seed(seed)
-    cache = DynamicCache(config=model.config)
-    device = model.device
-    # The prompt is read once; its keys and values then serve every continuation.
-    inputs = torch.tensor([prompt_ids], device=device)
-    logits = model(input_ids=inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-    if sequences > 1:
-        cache.batch_repeat_interleave(sequences)
-        logits = logits.expand(sequences, -1)
-    alive = list(range(sequences))  # The sequence of each row of the batch.
-    for step in range(1, steps + 1):
+    number: int
+    sequence: int
+    request: Request
+    ids: list[int]
+    """The prompt and what has been made of it."""
+    made: int = 0
+    lookup: PromptLookup | None = None
+
+    @property
+    def seen(self) -> int:
+        """Tokens whose keys and values are there: all but the last one that was made."""
+        return len(self.ids) - min(self.made, 1)
+
+    @property
+    def most_tokens(self) -> int:
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
+
+
+@dataclass
+class _ReadPrompt:
+    """A sequence whose prompt has been read, with where what it left lies."""
+
+    row: _Row
+    earlier: KeysAndValues
+    earlier_row: int
+    logits: Tensor = field(repr=False)
+    """(vocabulary,), of the first new token."""
+
+
+class Decoder:
+    """A GPT2LMHeadModel laid out for decoding."""
+
+    def __init__(
+        self, model: Any, end_of_text_id: int, dtype: torch.dtype, *, is_int8: bool = False
+    ) -> None:
+        """end_of_text_id: ends a continuation, and is no part of it; -1 if nothing does.
+
+        dtype, is_int8: as for DecodingForward.
+        """
+        self._forward = DecodingForward(model, dtype, is_int8=is_int8)
+        self._end_of_text_id = end_of_text_id
+
+    @property
+    def context_length(self) -> int:
+        return self._forward.context_length
+
+    def decode(
+        self, requests: Iterable[Request], sampling: Sampling, *, slides: bool = False
+    ) -> Iterator[NewToken | Finished]:
+        """Yield the tokens of all continuations as they are made.
+
+        A single greedy continuation that repeats what stands before takes fewer steps (`prompt_lookup`).
+        slides: whether a text that fills the context goes on behind its last half, which is read again
+        from the first position on; else it ends there. Raises ModelError if scores are not finite.
+        """
+        return _Decoding(self._forward, self._end_of_text_id, sampling, slides).run(requests)
+
+
+class _Decoding:
+    """One run of a decoder, and what is under way in it."""
+
+    def __init__(
+        self, forward: DecodingForward, end_of_text_id: int, sampling: Sampling, slides: bool
+    ) -> None:
+        self._forward, self._end_of_text_id = forward, end_of_text_id
+        self._sampling, self._slides = sampling, slides
+        self._rows: list[_Row] = []
+        self._earlier = forward.new_keys_and_values(0, 0)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[NewToken | Finished]:
+        prompts = self._read_prompts(enumerate(requests))
+        waiting = next(prompts, None)
+        while True:
+            admitted = []
+            while waiting is not None and len(self._rows) < self._max_rows(waiting.row):
+                self._admit(waiting)
+                admitted.append(waiting.logits)
+                waiting = next(prompts, None)
+            if admitted:
+                first = len(self._rows) - len(admitted)
+                yield from self._take(first, [[token] for token in self._choose(first, admitted)])
+            elif self._rows:
+                yield from self._step()
+            else:
+                return
+
+    def _max_rows(self, row: _Row) -> int:
+        """Return how many rows may be under way, this one among them."""
+        capacity = max(self._earlier.capacity, self._capacity_for(row))
+        return max(1, min(MAX_ROWS, MAX_BYTES // (capacity * self._forward.bytes_per_token())))
+
+    def _capacity_for(self, row: _Row) -> int:
+        tokens = -(-row.most_tokens // CAPACITY_STEP) * CAPACITY_STEP
+        return min(tokens, self._forward.context_length)
+
+    # Prompts.
+
+    def _read_prompts(self, requests: Iterator[tuple[int, Request]]) -> Iterator[_ReadPrompt]:
+        while some := list(islice(requests, REQUESTS_AT_ONCE)):
+            # The longest work first, so that no single row is left at the end.
+            some.sort(key=lambda item: (-item[1].max_new_tokens, -len(item[1].prompt_ids)))
+            pending = deque(some)
+            while pending:
+                group = [pending.popleft()]
+                longest = len(group[0][1].prompt_ids)
+                while pending and len(group) < MAX_ROWS:
+                    longest = max(longest, len(pending[0][1].prompt_ids))
+                    if longest * (len(group) + 1) > PROMPT_TOKENS_AT_ONCE:
+                        break
+                    group.append(pending.popleft())
+                yield from self._read_group(group)
+
+    def _read_group(self, group: list[tuple[int, Request]]) -> Iterator[_ReadPrompt]:
+        logits, earlier = self._read([request.prompt_ids for _, request in group])
+        is_alone = len(group) == 1 and group[0][1].sequences == 1
+        for source, (number, request) in enumerate(group):
+            for sequence in range(request.sequences):
+                row = _Row(number, sequence, request, list(request.prompt_ids))
+                if is_alone and self._sampling.is_greedy:
+                    row.lookup = PromptLookup(row.ids)
+                yield _ReadPrompt(row, earlier, source, logits[source])
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, KeysAndValues]:
+        """Return (prompts, vocabulary) logits of the tokens behind, and what the prompts leave."""
+        lengths = [len(ids) for ids in prompts]
+        width = max(lengths)
+        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in prompts])
+        earlier = self._forward.new_keys_and_values(len(prompts), width)
+        inputs = padded.to(self._forward.device)
+        hidden = self._forward.hidden_states(inputs, [0] * len(prompts), earlier)
+        last = torch.tensor(lengths, device=hidden.device) - 1
+        return self._forward.logits(
+            hidden[torch.arange(len(prompts), device=hidden.device), last]
+        ), earlier
+
+    # Rows.
+
+    def _admit(self, prompt: _ReadPrompt) -> None:
+        """Let a sequence be under way, but for its first token."""
+        rows, capacity = len(self._rows) + 1, self._capacity_for(prompt.row)
+        if rows > self._earlier.rows or capacity > self._earlier.capacity:
+            self._make_room(max(rows, self._earlier.rows), max(capacity, self._earlier.capacity))
+        tokens = len(prompt.row.ids)
+        self._earlier.fill_row(rows - 1, prompt.earlier, prompt.earlier_row, tokens)
+        self._rows.append(prompt.row)
+
+    def _make_room(self, rows: int, capacity: int) -> None:
+        # Twice as many at a time: what is there is copied.
+        rows = rows if rows <= self._earlier.rows else min(max(rows, 2 * self._earlier.rows), MAX_ROWS)
+        larger = self._forward.new_keys_and_values(rows, capacity)
+        for number, row in enumerate(self._rows):
+            larger.fill_row(number, self._earlier, number, row.seen)
+        self._earlier = larger
+
+    def _step(self) -> Iterator[NewToken | Finished]:
+        lookup = self._rows[0].lookup if len(self._rows) == 1 else None
+        draft: list[int] = []
+        if lookup is not None:
+            row = self._rows[0]
+            # The model adds a token of its own: all have to be wanted, and to find room.
+            room = min(row.most_tokens, self._earlier.capacity) - len(row.ids) - 1
+            draft = lookup.draft(room)
+        inputs = [[row.ids[-1], *draft] for row in self._rows]
+        hidden = self._forward.hidden_states(
+            torch.tensor(inputs, device=self._forward.device),
+            [row.seen for row in self._rows],
+            self._earlier,
+        )
+        if lookup is not None and draft:
+            logits = self._forward.logits(hidden[0])
+            self._check_finite(logits)
+            chosen = self._sampling.choose(logits, [])
+            # Each is right as long as those before it, which it was made behind, are what was drafted.
+            right = 0
+            while right < len(draft) and chosen[right] == draft[right]:
+                right += 1
+            lookup.note(len(draft), right)
+            yield from self._take(0, [chosen[: right + 1]])
+        else:
+            logits = self._forward.logits(hidden[:, 0])
+            yield from self._take(0, [[token] for token in self._choose(0, [*logits])])
+
+    def _choose(self, first: int, logits: list[Tensor]) -> list[int]:
+        """Return the next token of the rows from `first` on; logits: (vocabulary,) of each."""
+        stacked = torch.stack(logits)
+        self._check_finite(stacked)
+        draws = [
+            0.0 if self._sampling.is_greedy else uniform(row.request.seed, row.sequence, row.made)
+            for row in self._rows[first:]
+        ]
+        return self._sampling.choose(stacked, draws)
+
+    def _check_finite(self, logits: Tensor) -> None:
         if not logits.amax().isfinite():
             raise ModelError(
                 "The model's scores are not finite: its weights are damaged, or too large for this "
                 "--precision. Try --precision fp32."
             )
-        chosen = sampling.choose(logits, generator)
-        kept_rows = []
-        for row, token_id in enumerate(chosen.tolist()):
-            if token_id == end_of_text_id:
-                yield Finished(alive[row], END_OF_TEXT)
+
+    def _take(self, first: int, chosen: list[list[int]]) -> Iterator[NewToken | Finished]:
+        """Add what was chosen to the rows from `first` on, and let go of those that have ended."""
+        ended = []
+        for place, (row, tokens) in enumerate(zip(self._rows[first:], chosen, strict=True), first):
+            for token_id in tokens:
+                reason = None
+                if token_id == self._end_of_text_id:
+                    reason = END_OF_TEXT
+                else:
+                    row.ids.append(token_id)
+                    row.made += 1
+                    yield NewToken(row.number, row.sequence, token_id)
+                    if row.made == row.request.max_new_tokens:
+                        reason = LENGTH
+                    elif len(row.ids) == self._forward.context_length and not self._slides:
+                        reason = CONTEXT
+                if reason is not None:
+                    yield Finished(row.number, row.sequence, reason)
+                    ended.append(place)
+                    break
             else:
-                yield NewToken(alive[row], token_id)
-                kept_rows.append(row)
-        if step == steps:
-            reason = LENGTH if steps == max_new_tokens else CONTEXT
-            for row in kept_rows:
-                yield Finished(alive[row], reason)
-            return
-        if len(kept_rows) < len(alive):
-            if not kept_rows:
-                return
-            index = torch.tensor(kept_rows, device=device)
-            cache.batch_select_indices(index)
-            chosen = chosen[index]
-            alive = [alive[row] for row in kept_rows]
-        logits = model(input_ids=chosen[:, None], past_key_values=cache).logits[:, -1]
+                if row.lookup is not None:
+                    row.lookup.extend(tokens)
+                if len(row.ids) > self._forward.context_length:
+                    self._slide(place)
+        for place in reversed(ended):
+            last = self._rows.pop()
+            if place < len(self._rows):
+                self._rows[place] = last
+                self._earlier.fill_row(place, self._earlier, len(self._rows), last.seen)
+
+    def _slide(self, place: int) -> None:
+        """Let a row go on behind the last half of the context, as if its text began there."""
+        row = self._rows[place]
+        row.ids = row.ids[-kept_of(self._forward.context_length) :]
+        if before := row.ids[:-1]:
+            self._earlier.fill_row(place, self._read([before])[1], 0, len(before))
+
+
+def kept_of(context_length: int) -> int:
+    """Return how many tokens stay in view of a text that has outgrown the context: the last half."""
+    return max(1, context_length // 2)
 
 
 class TextStream:

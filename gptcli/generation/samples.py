@@ -10,10 +10,11 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import mix
 from gptcli.data.input_rows import check_unicode
 from gptcli.errors import ConfigError
-from gptcli.generation.decoder import NewToken, TextStream, continue_prompt
+from gptcli.generation.decoder import Decoder, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
 SAMPLE_TOKENS = 50
@@ -68,25 +69,24 @@ class SampleWriter:
                 )
             self._planned.append((prompt, ids, new_tokens))
 
-    def write(self, model: Any, between_samples: Callable[[], None] = lambda: None) -> list[Sample]:
+    def write(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        between_samples: Callable[[], None] = lambda: None,
+    ) -> list[Sample]:
         """Return a sample a prompt. Calls `between_samples` before each, and lets what it raises pass.
 
+        model: a GPT2LMHeadModel without adapters. dtype: of what is computed.
         Raises ModelError for a model whose scores are not finite.
         """
-        model.eval()
+        decoder = Decoder(model, self._tokenizer.eos_token_id, dtype)
         samples = []
         for number, (prompt, ids, new_tokens) in enumerate(self._planned):
             between_samples()
             stream = TextStream(self._tokenizer, ids)
-            for event in continue_prompt(
-                model,
-                ids,
-                max_new_tokens=new_tokens,
-                sampling=self._sampling,
-                sequences=1,
-                end_of_text_id=self._tokenizer.eos_token_id,
-                seed=mix(self._seed, number),
-            ):
+            request = Request(ids, new_tokens, seed=mix(self._seed, number))
+            for event in decoder.decode([request], self._sampling):
                 if isinstance(event, NewToken):
                     stream.add(event.token_id)
             stream.finish()

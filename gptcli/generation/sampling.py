@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gptcli.data.batches import mix
+
 # Below it nothing changes: only the likeliest token is left, and 1e-46 is 0 in float32.
 SMALLEST_TEMPERATURE = 1e-30
+FIRST_LIKELIEST = 512
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,17 @@ class Sampling:
     def is_greedy(self) -> bool:
         return self.temperature is None and self.top_k is None and self.top_p is None
 
-    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Return (sequences,) ids, one for each row of `logits`, (sequences, vocabulary).
+    def choose(self, logits: Tensor, draws: Sequence[float]) -> list[int]:
+        """Return an id for each row of `logits`, (sequences, vocabulary).
 
-        Draws on the CPU, so that a seed gives the same numbers on every device.
+        draws: a number in [0, 1) for each, which decides alone; `uniform` makes them. The token is the
+        one at which the sum of the probabilities passes it: no row depends on those beside it.
         """
         if self.is_greedy:
-            return logits.argmax(dim=-1)
-        probabilities = self.filter(logits.float()).softmax(dim=-1).cpu()
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+            return [int(token_id) for token_id in logits.argmax(dim=-1)]
+        sums = self.filter(logits.float()).softmax(dim=-1).double().cumsum(dim=-1)
+        wanted = torch.tensor(draws, dtype=torch.double, device=logits.device)[:, None] * sums[:, -1:]
+        return [int(token_id) for token_id in torch.searchsorted(sums, wanted, right=True)[:, 0]]
 
     def filter(self, logits: Tensor) -> Tensor:
         """Return logits, less their maximum, over the temperature; -inf is never to be chosen.
@@ -48,9 +54,31 @@ class Sampling:
             kth = logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -torch.inf)
         if self.top_p is not None and self.top_p < 1:
-            ordered, order = logits.sort(descending=True, stable=True)
-            probabilities = ordered.softmax(dim=-1)
-            before = probabilities.cumsum(dim=-1) - probabilities
-            dropped = (before >= self.top_p).scatter(-1, order, before >= self.top_p)
-            logits = logits.masked_fill(dropped, -torch.inf)
+            logits = logits.masked_fill(~_likeliest_that_reach(self.top_p, logits), -torch.inf)
         return logits
+
+
+def uniform(*words: int) -> float:
+    """Return a number in [0, 1) that the integers alone decide, on every machine the same."""
+    # 32 bits: times a sum of probabilities, in float64, it stays below that sum.
+    return (mix(*words) >> 32) / 2**32
+
+
+def _likeliest_that_reach(top_p: float, logits: Tensor) -> Tensor:
+    """Return (rows, vocabulary) bool: the fewest likeliest tokens whose probabilities reach `top_p`.
+
+    Among equals the first are taken.
+    """
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    # Most often a few hundred tokens are enough, and finding them takes less than sorting all.
+    count = logits.shape[-1]
+    for some in (min(FIRST_LIKELIEST, count), count):
+        ordered = logits.topk(some).values
+        probabilities = (ordered - total).exp()
+        before = probabilities.cumsum(dim=-1) - probabilities
+        if some == count or bool((before[:, -1] >= top_p).all()):
+            break
+    last = ordered.gather(-1, ((before < top_p).sum(dim=-1, keepdim=True) - 1).clamp_min(0))
+    is_equal = logits == last
+    room = (before < top_p).sum(dim=-1, keepdim=True) - (logits > last).sum(dim=-1, keepdim=True)
+    return (logits > last) | (is_equal & (is_equal.cumsum(dim=-1) <= room))

@@ -15,7 +15,7 @@ from gptcli.data.input_rows import check_unicode
 from gptcli.errors import ConfigError, DataError
 from gptcli.files import write_text, writing_to
 from gptcli.generation.conversation import ChatFormat, Conversation, ReplyStream
-from gptcli.generation.decoder import END_OF_TEXT, Finished, TextStream, continue_prompt
+from gptcli.generation.decoder import END_OF_TEXT, Decoder, Finished, Request, TextStream
 from gptcli.generation.sampling import Sampling
 from gptcli.models.loading import LoadedModel, load_model
 from gptcli.training.device import choose_compute
@@ -63,6 +63,12 @@ class Chat:
             check_unicode(system, ConfigError, "--system")
         self.compute = choose_compute(runtime, for_training=False)
         self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
+        self._decoder = Decoder(
+            self.loaded.model,
+            self.loaded.tokenizer.eos_token_id,
+            self.compute.dtype,
+            is_int8=self.compute.is_int8,
+        )
         self._sampling = Sampling(
             settings.temperature or DEFAULT_TEMPERATURE,
             settings.top_k,
@@ -109,20 +115,13 @@ class Chat:
             where=where,
         )
         self.loaded.check_token(max(prompt.ids), "a message")
-        tokenizer = self.loaded.tokenizer
-        decoded = TextStream(tokenizer, prompt.ids)
+        decoded = TextStream(self.loaded.tokenizer, prompt.ids)
         shown = ReplyStream(self._format.stops)
         reason = INTERRUPTED
-        for event in continue_prompt(
-            self.loaded.model,
-            prompt.ids,
-            max_new_tokens=self.max_new_tokens,
-            sampling=self._sampling,
-            sequences=1,
-            end_of_text_id=tokenizer.eos_token_id,
-            # Each reply draws from a generator of its own, also when the same is asked again.
-            seed=mix(self.seed, self._replies),
-        ):
+        # Each reply draws from a seed of its own, also when the same is asked again.
+        seed = mix(self.seed, self._replies)
+        request = Request(prompt.ids, self.max_new_tokens, seed=seed)
+        for event in self._decoder.decode([request], self._sampling):
             if is_stopped():
                 break
             if isinstance(event, Finished):

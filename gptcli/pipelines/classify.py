@@ -102,8 +102,7 @@ class Classifier:
 
         Raises ConfigError, ModelError, EnvironmentProblem.
         """
-        # Many texts at once are work for the matrix units, as training is.
-        self._compute = choose_compute(runtime, for_training=True)
+        self._compute = choose_compute(runtime, for_training=False)
         where = (model_name, self._compute.device, self._compute.dtype)
         self._scorer: ClassificationHead | LabelLikelihood
         self.objective: Objective

@@ -23,7 +23,7 @@ from gptcli.config.schema import RuntimeSettings, Settings, TokenizerTraining
 from gptcli.data.preparation import cache_folder
 from gptcli.data.tokenizing import train_tokenizer
 from gptcli.errors import EnvironmentProblem, GptcliError
-from gptcli.generation.decoder import NewToken, continue_prompt
+from gptcli.generation.decoder import Decoder, NewToken, Request
 from gptcli.generation.sampling import Sampling
 from gptcli.models.loading import load_model
 from gptcli.pipelines.train import run_training
@@ -167,15 +167,8 @@ def _generation(folder: Path) -> str:
     loaded = load_model(str(folder / "whole" / "model"), torch.device("cpu"), torch.float32)
     prompt_ids = loaded.tokenizer.encode("The 7th line", add_special_tokens=False)
     end_of_text_id = loaded.tokenizer.eos_token_id
-    events = continue_prompt(
-        loaded.model,
-        prompt_ids,
-        max_new_tokens=10,
-        sampling=Sampling(),
-        sequences=1,
-        end_of_text_id=end_of_text_id,
-        seed=0,
-    )
+    decoder = Decoder(loaded.model, end_of_text_id, torch.float32)
+    events = decoder.decode([Request(prompt_ids, 10)], Sampling())
     ours = [event.token_id for event in events if isinstance(event, NewToken)]
     inputs = torch.tensor([prompt_ids])
     expected = loaded.model.generate(

@@ -12,11 +12,11 @@ from typing import Any
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
 from gptcli.evaluation.continuations import ContinuationScorer
-from gptcli.generation.decoder import Finished, TextStream, continue_prompt
+from gptcli.generation.decoder import Decoder, Finished, Request, TextStream
 from gptcli.generation.sampling import Sampling
 from gptcli.hub import first_line, is_network_failure
 from gptcli.models.loading import LoadedModel, load_model
-from gptcli.training.device import choose_compute
+from gptcli.training.device import Compute, choose_compute
 from gptcli.training.run import library_versions
 
 DEFAULT_NEW_TOKENS = 256  # As the harness has it for tasks that do not say.
@@ -51,7 +51,7 @@ def run_harness_tasks(
     loaded = load_model(model, compute.device, compute.dtype)
     try:
         found = lm_eval.simple_evaluate(
-            model=_harness_model(loaded, ContinuationScorer(loaded, compute)),
+            model=_harness_model(loaded, compute),
             tasks=tasks,
             task_manager=manager,
             limit=limit,
@@ -76,17 +76,21 @@ def run_harness_tasks(
     }
 
 
-def _harness_model(loaded: LoadedModel, scorer: ContinuationScorer) -> Any:
+def _harness_model(loaded: LoadedModel, compute: Compute) -> Any:
     """Return the model as the harness wants one."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    scorer = ContinuationScorer(loaded, compute)
+    end_of_text_id = int(loaded.tokenizer.eos_token_id)
+    decoder = Decoder(loaded.model, end_of_text_id, compute.dtype, is_int8=compute.is_int8)
 
     class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Answers the harness's requests."""
 
         @property
         def eot_token_id(self) -> int:
-            return int(loaded.tokenizer.eos_token_id)
+            return end_of_text_id
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             return list(loaded.tokenizer.encode(string, add_special_tokens=False))
@@ -123,15 +127,7 @@ def _harness_model(loaded: LoadedModel, scorer: ContinuationScorer) -> Any:
                     options.get("temperature"), options.get("top_k"), options.get("top_p")
                 )
             stream = TextStream(loaded.tokenizer, ids)
-            for event in continue_prompt(
-                loaded.model,
-                ids,
-                max_new_tokens=count,
-                sampling=sampling,
-                sequences=1,
-                end_of_text_id=self.eot_token_id,
-                seed=0,
-            ):
+            for event in decoder.decode([Request(ids, count)], sampling):
                 if isinstance(event, Finished):
                     stream.finish()
                 else:

@@ -9,7 +9,7 @@ from typing import Any
 from gptcli.data.batches import mix
 from gptcli.errors import ConfigError
 from gptcli.evaluation.overlap import CopiedSpan, CopiedSpans, ItemGrams, Leaks
-from gptcli.generation.decoder import NewToken, continue_prompt
+from gptcli.generation.decoder import Decoder, NewToken, Request
 from gptcli.generation.sampling import Sampling
 from gptcli.pipelines.evaluate import Evaluator, OnProgress
 
@@ -103,19 +103,14 @@ def _generated(evaluator: Evaluator, count: int, progress: OnProgress) -> Iterat
     """Yield texts that the model makes of nothing, drawn from its own distribution."""
     loaded = evaluator.load()
     end_of_text = loaded.tokenizer.eos_token_id
+    compute = evaluator.compute
+    decoder = Decoder(loaded.model, end_of_text, compute.dtype, is_int8=compute.is_int8)
     seed = evaluator.seed
     for first in range(0, count, SAMPLES_AT_ONCE):
         some = min(SAMPLES_AT_ONCE, count - first)
         ids: list[list[int]] = [[] for _ in range(some)]
-        for event in continue_prompt(
-            loaded.model,
-            [end_of_text],
-            max_new_tokens=SAMPLE_TOKENS,
-            sampling=Sampling(1.0, None, None),
-            sequences=some,
-            end_of_text_id=end_of_text,
-            seed=mix(seed, first),
-        ):
+        request = Request([end_of_text], SAMPLE_TOKENS, some, seed=mix(seed, first))
+        for event in decoder.decode([request], Sampling(1.0, None, None)):
             if isinstance(event, NewToken):
                 ids[event.sequence].append(event.token_id)
         for of_one in ids:

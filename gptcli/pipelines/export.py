@@ -11,7 +11,7 @@ import torch
 
 from gptcli.errors import ConfigError, ModelError
 from gptcli.files import flush_to_disk, partial_path, remove_tree, writing_to
-from gptcli.generation.decoder import NewToken, continue_prompt
+from gptcli.generation.decoder import Decoder, NewToken, Request
 from gptcli.generation.sampling import Sampling
 from gptcli.models.ctranslate2_format import (
     TYPES,
@@ -143,15 +143,10 @@ def _facts(model_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _likeliest_text(loaded: LoadedModel) -> list[int]:
     """Return the tokens that follow the end-of-text token, where a new text begins."""
-    events = continue_prompt(
-        loaded.model,
-        [loaded.tokenizer.eos_token_id],
-        max_new_tokens=COMPARED_TOKENS,
-        sampling=Sampling(),
-        sequences=1,
-        end_of_text_id=-1,  # No token: to be compared, the text may go on behind an end.
-        seed=0,
-    )
+    # No token ends it: to be compared, the text may go on behind an end.
+    decoder = Decoder(loaded.model, -1, torch.float32)
+    request = Request([loaded.tokenizer.eos_token_id], COMPARED_TOKENS)
+    events = decoder.decode([request], Sampling())
     return [event.token_id for event in events if isinstance(event, NewToken)]
 
 

@@ -35,8 +35,8 @@ def this_machine(runtime: RuntimeSettings) -> Machine:
     elif kind == "mps" or (kind == "auto" and (sys.platform, platform.machine()) == ("darwin", "arm64")):
         device = "mps"
     precision: Precision = "fp32"
-    if runtime.precision != "auto":
-        precision = runtime.precision
+    if runtime.training_precision != "auto":
+        precision = runtime.training_precision
     elif device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()):
         precision = "bf16"
     return Machine(device, precision, None if device == "cuda" else _memory_bytes())

@@ -140,8 +140,7 @@ def assemble_job(
 
     def write_samples(between_samples: Callable[[], None]) -> list[Sample]:
         assert samples is not None
-        with compute.autocast():
-            return samples.write(model, between_samples)
+        return samples.write(without_adapters(model), compute.dtype, between_samples)
 
     return Job(
         settings=settings,

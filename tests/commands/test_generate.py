@@ -12,16 +12,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gptcli.models.int8_matrix import has_int8
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import Cli
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch has no int8 products here")
 
 
 @pytest.fixture
 def generate(run: Run, model_folder: Path) -> Run:
-    """Run `gptcli generate --model` with the tiny model; its context is 32 tokens."""
+    """Run `gptcli generate --model` with the tiny model; its context is 32 tokens.
+
+    In float32 if nothing else is asked for: auto takes what this machine is fast in.
+    """
 
     def generate(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        return run("generate", "--model", model_folder, *arguments, stdin=stdin)
+        precision = () if "--precision" in arguments else ("--precision", "fp32")
+        return run("generate", "--model", model_folder, *precision, *arguments, stdin=stdin)
 
     return generate
 
@@ -51,7 +58,8 @@ def test_a_process_of_its_own_prints_the_same(
     gptcli: Cli, generate: Run, model_folder: Path, tmp_path: Path
 ) -> None:
     expected = generate("The 🦉", "--max-new-tokens", "8")
-    result = gptcli("generate", "-", "--model", model_folder, "--max-new-tokens", "8", stdin="The 🦉\n")
+    command = ("generate", "-", "--model", model_folder, "--max-new-tokens", "8", "--precision", "fp32")
+    result = gptcli(*command, stdin="The 🦉\n")
     assert (result.stdout, result.stderr, result.returncode) == expected
 
 
@@ -202,7 +210,7 @@ def test_a_prompt_longer_than_the_context_is_refused(generate: Run, model_folder
     line = refused(generate("1" * 32), 2)
     assert line == (
         f"The prompt has 32 tokens; the context of {model_folder} is 32, the new tokens included. "
-        "Shorten the prompt."
+        "Shorten the prompt, or let its end be enough: --context-end slide."
     )
     assert generate("1" * 31).code == 0
 
@@ -231,7 +239,9 @@ def test_a_line_of_a_file_longer_than_the_context_is_named_before_any_text(
         (["x", "-n", "2"], "greedy decoding gives the same text each time"),
         (["x", "-n", "0", "-t", "1"], "it must be at least 1."),
         (["x", "--seed", "-1"], "runtime.seed is -1; it must be at least 0."),
-        (["x", "--precision", "int8"], "runtime.precision is 'int8'; it must be"),
+        (["x", "--precision", "int4"], "runtime.precision is 'int4'; it must be"),
+        (["x", "--context-end", "wrap"], "generation.context_end is 'wrap'; it must be"),
+        (["x", "--context-end", "refuse"], "may get 100 new ones; the context of"),
         (["x", "--device", "tpu"], "runtime.device is 'tpu'; it must be"),
         (["1234", "--max-length", "4"], "--max-length 4 counts them"),
         (["x", "--input", "prompts.txt"], "Give a prompt or --input, not both."),
@@ -322,13 +332,35 @@ def test_a_tokenizer_of_another_model_is_refused(run: Run, model_folder: Path, t
     assert "makes token 300 of a prompt, but the model knows 300 tokens" in line
 
 
-def test_bfloat16_is_used_when_asked_for(generate: Run) -> None:
-    full, half = (
-        generate("The cat", "--max-new-tokens", "4", "--json", "--precision", precision)
-        for precision in ("fp32", "bf16")
+@pytest.mark.parametrize("precision", ["auto", "bf16", pytest.param("int8", marks=needs_int8)])
+def test_a_precision_is_used_when_asked_for(generate: Run, precision: str) -> None:
+    result = generate("The cat", "--max-new-tokens", "4", "--json", "--precision", precision)
+    assert (result.code, result.stderr) == (0, "")
+    assert result.rows[0]["completion_tokens"] == 4
+
+
+def test_a_text_that_outgrows_the_context_slides_when_asked_to_and_says_so_once(
+    generate: Run,
+) -> None:
+    command = ("--input", "-", "--max-new-tokens", "50", "--context-end", "slide")
+    result = generate(*command, stdin=b"The cat\nThe dog\n")
+    assert result.stderr == (
+        "Warning: went on with the last half in view where the model's context of 32 tokens is full.\n"
     )
-    assert full.code == half.code == 0
-    assert full.rows[0]["completion_tokens"] == half.rows[0]["completion_tokens"] == 4
+    rows = generate(*command, "--json", stdin=b"The cat\nThe dog\n").rows
+    assert [(row["completion_tokens"], row["finish_reason"]) for row in rows] == [(50, "length")] * 2
+    # Its end is in view of a prompt that is longer.
+    assert generate("1" * 40, *command[2:], "--json").rows[0]["completion_tokens"] == 50
+
+
+def test_what_may_not_fit_is_refused_before_anything_is_made_when_asked_to(
+    generate: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("1\n" + "1" * 20)
+    command = ("--input", "prompts.txt", "--context-end", "refuse", "--max-new-tokens")
+    line = refused(generate(*command, "13"), 3)
+    assert line.startswith("prompts.txt:2: the prompt has 20 tokens and may get 13 new ones;")
+    assert generate(*command, "12").code == 0
 
 
 def test_a_device_that_is_not_there_is_a_problem_of_the_environment(generate: Run) -> None:

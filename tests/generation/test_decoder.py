@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from transformers import AddedToken, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gptcli.generation.decoder import Finished, NewToken, TextStream, continue_prompt
+from gptcli.generation import decoder as decoding
+from gptcli.generation.decoder import Decoder, Finished, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
+from gptcli.models.decoding_forward import DecodingForward
+from gptcli.models.int8_matrix import has_int8
 
 CONTEXT_LENGTH = 32
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch has no int8 products here")
 NOT_A_TOKEN = -1
 PROMPTS = [[0], [5], [40, 41, 42], [0, 99, 7, 7, 7, 250], list(range(100, 120))]
 
@@ -25,6 +31,29 @@ class Made:
     reasons: dict[int, str] = field(default_factory=dict)
 
 
+def make_all(
+    model: GPT2LMHeadModel,
+    requests: list[Request],
+    *,
+    sampling: Sampling | None = None,
+    end_of_text_id: int = NOT_A_TOKEN,
+    slides: bool = False,
+    is_int8: bool = False,
+) -> list[Made]:
+    made = [Made({sequence: [] for sequence in range(one.sequences)}) for one in requests]
+    decoder = Decoder(model.eval(), end_of_text_id, torch.float32, is_int8=is_int8)
+    for event in decoder.decode(requests, sampling or Sampling(), slides=slides):
+        of_prompt = made[event.request]
+        assert event.sequence not in of_prompt.reasons, "an event of a finished sequence"
+        if isinstance(event, NewToken):
+            of_prompt.tokens[event.sequence].append(event.token_id)
+        else:
+            assert isinstance(event, Finished)
+            of_prompt.reasons[event.sequence] = event.reason
+    assert all(one.reasons.keys() == one.tokens.keys() for one in made)
+    return made
+
+
 def make(
     model: GPT2LMHeadModel,
     prompt_ids: list[int],
@@ -35,23 +64,8 @@ def make(
     end_of_text_id: int = NOT_A_TOKEN,
     seed: int = 0,
 ) -> Made:
-    made = Made({sequence: [] for sequence in range(sequences)})
-    for event in continue_prompt(
-        model.eval(),
-        prompt_ids,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling or Sampling(),
-        sequences=sequences,
-        end_of_text_id=end_of_text_id,
-        seed=seed,
-    ):
-        assert event.sequence not in made.reasons, "an event of a finished sequence"
-        if isinstance(event, NewToken):
-            made.tokens[event.sequence].append(event.token_id)
-        else:
-            assert isinstance(event, Finished)
-            made.reasons[event.sequence] = event.reason
-    assert made.reasons.keys() == made.tokens.keys()
+    request = Request(prompt_ids, max_new_tokens, sequences, seed)
+    (made,) = make_all(model, [request], sampling=sampling, end_of_text_id=end_of_text_id)
     return made
 
 
@@ -180,6 +194,145 @@ def test_a_seed_makes_the_same_tokens_again(varied_model: GPT2LMHeadModel) -> No
     )
     assert first == again
     assert first.tokens != other.tokens
+
+
+# Several prompts
+
+
+def varied_requests() -> list[Request]:
+    """Return requests of many lengths, more than there are rows at once."""
+    numbers = random.Random(5)
+    return [
+        Request(
+            [numbers.randrange(300) for _ in range(numbers.randrange(1, 25))], numbers.randrange(1, 40)
+        )
+        for _ in range(40)
+    ]
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 32])
+def test_prompts_of_any_length_together_give_what_each_gives_in_hugging_face(
+    varied_model: GPT2LMHeadModel, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(decoding, "CAPACITY_STEP", 4)
+    requests = varied_requests()
+    for request, made in zip(requests, make_all(varied_model, requests), strict=True):
+        room = CONTEXT_LENGTH - len(request.prompt_ids)
+        count = min(room, request.max_new_tokens)
+        assert made.tokens[0] == hugging_face_greedy(varied_model, request.prompt_ids, count)
+        assert made.reasons[0] == ("length" if request.max_new_tokens <= room else "context")
+
+
+@pytest.mark.parametrize("is_int8", [False, pytest.param(True, marks=needs_int8)])
+def test_a_text_does_not_depend_on_those_that_are_made_beside_it(
+    varied_model: GPT2LMHeadModel, is_int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.9)
+    requests = [
+        Request(one.prompt_ids, one.max_new_tokens, 1 + number % 3, seed=number)
+        for number, one in enumerate(varied_requests())
+    ]
+    alone = [
+        make_all(varied_model, [one], sampling=sampling, end_of_text_id=7, is_int8=is_int8)[0]
+        for one in requests
+    ]
+    assert {reason for one in alone for reason in one.reasons.values()} == {
+        *("length", "context", "end_of_text"),
+    }
+    for max_rows in (4, 32):
+        monkeypatch.setattr(decoding, "MAX_ROWS", max_rows)
+        together = make_all(varied_model, requests, sampling=sampling, end_of_text_id=7, is_int8=is_int8)
+        assert together == alone
+
+
+def test_requests_are_read_a_part_at_a_time(
+    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "REQUESTS_AT_ONCE", 4)
+    monkeypatch.setattr(decoding, "MAX_ROWS", 2)
+    taken = 0
+
+    def requests() -> Iterator[Request]:
+        nonlocal taken
+        for number in range(40):
+            taken += 1
+            yield Request([number], 3)
+
+    decoder = Decoder(model.eval(), NOT_A_TOKEN, torch.float32)
+    finished = 0
+    for event in decoder.decode(requests(), Sampling()):
+        finished += isinstance(event, Finished)
+        assert taken - finished <= 4 + 2 + 1
+    assert finished == taken == 40
+
+
+# The end of the context
+
+
+def test_a_text_that_slides_goes_on_behind_the_last_half_of_the_context(
+    varied_model: GPT2LMHeadModel,
+) -> None:
+    (made,) = make_all(varied_model, [Request([3, 4, 5], 60)], slides=True)
+    assert (len(made.tokens[0]), made.reasons[0]) == (60, "length")
+    # Full at 32 tokens, one more is made of them; the last 16 begin anew.
+    ids, in_view = [3, 4, 5], [3, 4, 5]
+    while len(ids) < 63:
+        token = hugging_face_greedy(varied_model, in_view, 1)[0]
+        ids.append(token)
+        in_view.append(token)
+        if len(in_view) > CONTEXT_LENGTH:
+            in_view = in_view[-16:]
+    assert made.tokens[0] == ids[3:]
+
+
+def test_texts_that_slide_are_the_same_together_and_alone(varied_model: GPT2LMHeadModel) -> None:
+    requests = [Request([number], 50 + number) for number in range(5)]
+    alone = [make_all(varied_model, [one], slides=True)[0] for one in requests]
+    assert make_all(varied_model, requests, slides=True) == alone
+
+
+# Guessing from what stands before
+
+
+@pytest.mark.parametrize("slides", [False, True])
+def test_a_text_that_repeats_itself_takes_fewer_steps_and_no_token_differs(
+    model: GPT2LMHeadModel, slides: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 60 if slides else CONTEXT_LENGTH - 1
+
+    def steps_and_tokens(matched: int) -> tuple[int, list[int]]:
+        steps = 0
+        step = DecodingForward.hidden_states
+
+        def counted(*arguments: Any) -> torch.Tensor:
+            nonlocal steps
+            steps += 1
+            return step(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("gptcli.generation.prompt_lookup.MATCHED", matched)
+            patch.setattr(DecodingForward, "hidden_states", counted)
+            (made,) = make_all(model, [Request([1], count)], slides=slides)
+        return steps, made.tokens[0]
+
+    with_guesses, tokens = steps_and_tokens(3)
+    # No text is so long that a thousand tokens could stand twice in it.
+    without_guesses, expected = steps_and_tokens(1000)
+    assert tokens == expected
+    assert len(tokens) == count
+    assert with_guesses < without_guesses / 2
+
+
+def test_text_that_is_guessed_ends_at_end_of_text(model: GPT2LMHeadModel) -> None:
+    endless = make(model, [1], max_new_tokens=30).tokens[0]
+    # The untrained model repeats a token for ever: end there.
+    made = make(model, [1], max_new_tokens=30, end_of_text_id=endless[-1])
+    assert made.tokens[0] == endless[: endless.index(endless[-1])]
+    assert made.reasons[0] == "end_of_text"
+
+
+# Text
 
 
 TEXTS = [

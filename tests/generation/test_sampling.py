@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gptcli.generation.sampling import Sampling
+from gptcli.generation.sampling import Sampling, uniform
 
 VOCABULARY = 500
 
@@ -84,7 +84,7 @@ def test_top_p_of_equal_tokens_keeps_only_as_many_as_it_needs() -> None:
 
 def test_greedy_takes_the_likeliest_and_the_first_of_several() -> None:
     logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 1.0, 2.0]])
-    assert Sampling().choose(logits, torch.Generator()).tolist() == [1, 0]
+    assert Sampling().choose(logits, [0.5, 0.5]) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -101,15 +101,15 @@ def test_greedy_takes_the_likeliest_and_the_first_of_several() -> None:
 def test_any_of_the_three_means_sampling(sampling: Sampling, is_greedy: bool) -> None:
     assert sampling.is_greedy is is_greedy
     logits = torch.zeros(1, 50)
-    chosen = {sampling.choose(logits, torch.Generator().manual_seed(n)).item() for n in range(20)}
+    chosen = {sampling.choose(logits, [uniform(n)])[0] for n in range(20)}
     assert (len(chosen) == 1) is is_greedy
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-44, 1e-300])
 def test_a_temperature_close_to_0_is_greedy(temperature: float) -> None:
     logits = random_logits(0, 20)
-    chosen = Sampling(temperature=temperature).choose(logits, torch.Generator())
-    assert torch.equal(chosen, logits.argmax(dim=-1))
+    chosen = Sampling(temperature=temperature).choose(logits, [0.9] * len(logits))
+    assert chosen == logits.argmax(dim=-1).tolist()
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
@@ -117,8 +117,8 @@ def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0, 4.0]).log()
     draws = 20_000
     sampling = Sampling(temperature=0.5, top_k=3)
-    chosen = sampling.choose(logits.expand(draws, -1), torch.Generator().manual_seed(0))
-    counts = torch.bincount(chosen, minlength=4)
+    chosen = sampling.choose(logits.expand(draws, -1), [uniform(7, n) for n in range(draws)])
+    counts = torch.bincount(torch.tensor(chosen), minlength=4)
     assert counts[0] == 0
     for token, weight in ((1, 4), (2, 9), (3, 16)):
         probability = weight / 29
@@ -126,10 +126,36 @@ def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
         assert abs(counts[token].item() - draws * probability) < 4 * deviation
 
 
-def test_the_same_generator_state_draws_the_same_tokens() -> None:
-    logits, sampling = random_logits(1, 1.0), Sampling(temperature=1.0)
-    first, again, other = (
-        sampling.choose(logits, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+@pytest.mark.parametrize(
+    ("draw", "token"), [(0.0, 1), (0.124, 1), (0.125, 2), (0.374, 2), (0.375, 4), (1 - 2**-32, 4)]
+)
+def test_the_draw_decides_where_in_the_sum_of_probabilities_the_token_is(
+    draw: float, token: int
+) -> None:
+    # Those that cannot be chosen take no room: 0 at the beginning, 3 between, 5 at the end.
+    logits = torch.tensor([[0.0, 0.125, 0.25, 0.0, 0.625, 0.0]]).log()
+    assert Sampling(temperature=1.0).choose(logits, [draw]) == [token]
+
+
+def test_a_row_is_not_disturbed_by_those_beside_it() -> None:
+    logits, sampling = random_logits(1, 1.0), Sampling(temperature=1.0, top_k=50, top_p=0.9)
+    draws = [uniform(3, n) for n in range(len(logits))]
+    alone = [sampling.choose(logits[n : n + 1], draws[n : n + 1])[0] for n in range(len(logits))]
+    assert sampling.choose(logits, draws) == alone
+
+
+def test_draws_are_even_and_decided_by_the_integers() -> None:
+    draws = [uniform(1, n) for n in range(10_000)]
+    assert draws[:3] == [uniform(1, n) for n in range(3)] != [uniform(2, n) for n in range(3)]
+    assert min(draws) >= 0 and max(draws) < 1
+    # The mean of n even numbers is off by 1 / sqrt(12 n); within four of these.
+    assert abs(sum(draws) / len(draws) - 0.5) < 4 / (12 * len(draws)) ** 0.5
+
+
+def test_top_p_is_the_same_however_many_of_the_likeliest_it_looks_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = random_logits(5, 2.0).round(decimals=1)  # With many that are equal.
+    expected = Sampling(top_p=0.8).filter(logits)
+    monkeypatch.setattr("gptcli.generation.sampling.FIRST_LIKELIEST", 3)
+    assert torch.equal(Sampling(top_p=0.8).filter(logits), expected)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from gptcli.config.schema import RuntimeSettings
-from gptcli.errors import EnvironmentProblem, ExitCode
+from gptcli.errors import ConfigError, EnvironmentProblem, ExitCode
+from gptcli.models.int8_matrix import has_int8
 from gptcli.training.device import choose_compute
 from tests.conftest import REPOSITORY
 
@@ -31,11 +32,9 @@ def _restore_threads() -> Iterator[None]:
 
 @pytest.mark.skipif(HAS_CUDA or HAS_MPS, reason="there is a GPU")
 def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
-    compute = choose_compute(RuntimeSettings(threads=1), for_training=False)
+    compute = choose_compute(RuntimeSettings(threads=1, precision="fp32"), for_training=False)
     assert compute.device.type == "cpu"
-    assert compute.describe() == (
-        "cpu (no GPU found; 1 threads), fp32 (exact, and on a CPU the usual choice for generation)"
-    )
+    assert compute.describe() == "cpu (no GPU found; 1 threads), fp32 (as set)"
 
 
 @pytest.mark.parametrize(
@@ -62,13 +61,14 @@ def test_a_device_or_precision_that_cannot_be_is_refused_with_what_to_use_instea
     assert caught.value.exit_code == ExitCode.ENVIRONMENT == 5
 
 
-def test_auto_trains_in_bf16_on_a_cpu_that_multiplies_it_in_hardware() -> None:
+@pytest.mark.parametrize("for_training", [False, True])
+def test_auto_is_bf16_on_a_cpu_that_multiplies_it_in_hardware(for_training: bool) -> None:
     facts = Path("/proc/cpuinfo")
     if not facts.is_file():
         pytest.skip("there is no /proc/cpuinfo to compare with")
     flags = facts.read_text().split()
     expected = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
-    compute = choose_compute(RuntimeSettings(device="cpu"), for_training=True)
+    compute = choose_compute(RuntimeSettings(device="cpu"), for_training=for_training)
     assert compute.precision == expected
 
 
@@ -84,6 +84,18 @@ def test_matrix_products_run_in_the_chosen_precision_and_weights_stay_float32(
     product.sum().backward()
     assert layer.weight.dtype == torch.float32
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+def test_int8_is_for_models_that_are_used_and_refused_for_training() -> None:
+    settings = RuntimeSettings(device="cpu", precision="int8")
+    with pytest.raises(ConfigError, match=r"int8, which is for using a model, not for training one"):
+        choose_compute(settings, for_training=True)
+    if not has_int8():
+        with pytest.raises(EnvironmentProblem, match="which this torch cannot do"):
+            choose_compute(settings, for_training=False)
+        return
+    compute = choose_compute(settings, for_training=False)
+    assert (compute.precision, compute.is_int8, compute.dtype) == ("int8", True, torch.float32)
 
 
 def test_threads_are_set_as_asked() -> None:
