@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptcli.data.batches import IGNORED, Batch, mix, permuted
+from gptcli.data.token_budget import TokenBudget
 
 # As many batches are sorted by length together: enough to save nearly all padding, few enough to leave
 # the order random.
@@ -65,14 +66,22 @@ class Examples:
         return len(self._tokens)
 
     @property
+    def longest(self) -> int:
+        """Most tokens that one has; 1 if there is none."""
+        return int(self.lengths.max(initial=1))
+
+    @property
     def targets(self) -> np.ndarray:
         """A row an example; token by token, (all tokens,)."""
         return self._targets
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
-        """Return the examples with these numbers, padded on the right with token 0."""
+    def batch(self, numbers: Sequence[int], width: int | None = None) -> Batch:
+        """Return the examples with these numbers, padded on the right with token 0.
+
+        width: tokens to pad them to; as many as the longest has if None.
+        """
         lengths = self.lengths[list(numbers)]
-        shape = (len(lengths), int(lengths.max()))
+        shape = (len(lengths), int(lengths.max()) if width is None else width)
         input_ids = np.zeros(shape, dtype=np.int64)
         padded = np.full(shape, IGNORED, dtype=np.int64) if self.is_token_by_token else None
         for row, number in enumerate(numbers):
@@ -141,12 +150,14 @@ class ExampleBatches:
         return self._orders[epoch]
 
 
-def evaluation_batches(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield every example once, the longest first, as (numbers of the examples, batch)."""
-    order = np.argsort(-examples.lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        yield numbers, examples.batch(numbers.tolist())
+def evaluation_batches(examples: Examples, tokens: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield every example once, the longest first, as (numbers of the examples, batch).
+
+    tokens: of a batch, padding included; what is longer comes alone.
+    """
+    budget = TokenBudget(tokens, context_length=examples.longest)
+    for numbers, width in budget.batches(examples.lengths):
+        yield numbers, examples.batch(numbers.tolist(), width)
 
 
 def hold_out(

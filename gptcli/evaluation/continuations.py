@@ -18,18 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptcli.data.token_budget import TokenBudget
 from gptcli.data.tokenizing import encode_batch
 from gptcli.errors import ModelError
 from gptcli.evaluation.benchmarks.benchmark import Continuation
 from gptcli.evaluation.next_token import NextTokenHead
-from gptcli.evaluation.prefix_packing import PackedRow, pack
+from gptcli.evaluation.prefix_packing import ROW_TOKENS, PackedRow, pack
 from gptcli.models.loading import LoadedModel
 from gptcli.models.scoring_forward import ScoringForward
 from gptcli.training.device import Compute
-
-# Tokens that go through the model at once.
-BATCH_TOKENS = {"cpu": 2048}
-BATCH_TOKENS_GPU = 65_536
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,9 @@ class ContinuationScorer:
         self._device = compute.device
         self._forward = ScoringForward(loaded.model, is_int8=compute.is_int8)
         self._head = NextTokenHead(loaded.model, is_int8=compute.is_int8)
-        self._batch_tokens = BATCH_TOKENS.get(compute.device.type, BATCH_TOKENS_GPU)
         self.context_length = int(loaded.model.config.n_positions)
+        longest = max(ROW_TOKENS, self.context_length)
+        self._budget = TokenBudget.of_device(compute.device.type, longest)
 
     def score(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
         """Return what the model says of each. Raises ModelError for scores that are not finite.
@@ -103,20 +101,19 @@ class ContinuationScorer:
         """Return (scored tokens,) of each sequence: log-probabilities, and which are the likeliest."""
         logs: list[np.ndarray] = [np.zeros(0)] * len(sequences)
         tops: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-        rows = sorted(pack(inputs), key=lambda row: -len(row.input_ids))
-        width = max((len(row.input_ids) for row in rows), default=1)
-        at_once = max(1, self._batch_tokens // width)
-        for start in range(0, len(rows), at_once):
-            some = rows[start : start + at_once]
+        rows = list(pack(inputs))
+        lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
+        for numbers, width in self._budget.batches(lengths):
+            some = [rows[number] for number in numbers]
             spans, nodes, tokens = [], [], []
             for number, row in enumerate(some):
                 for sequence, path in row.paths.items():
                     first = first_scored[sequence]
                     # The token before predicts.
-                    nodes.append(path[first - 1 :] + number * len(some[0].input_ids))
+                    nodes.append(path[first - 1 :] + number * width)
                     tokens.append(np.array(sequences[sequence][first:]))
                     spans.append((sequence, len(tokens[-1])))
-            found = self._predictions(some, np.concatenate(nodes), np.concatenate(tokens))
+            found = self._predictions(some, width, np.concatenate(nodes), np.concatenate(tokens))
             begin = 0
             for sequence, count in spans:
                 part = slice(begin, begin + count)
@@ -125,16 +122,16 @@ class ContinuationScorer:
         return logs, tops
 
     def _predictions(
-        self, rows: Sequence[PackedRow], nodes: np.ndarray, tokens: np.ndarray
+        self, rows: Sequence[PackedRow], width: int, nodes: np.ndarray, tokens: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the log-probability of each token behind its node, and whether it is the likeliest.
 
-        rows: the longest first. nodes: (k,), numbers of tokens, counted through rows of that length.
+        nodes: (k,), numbers of tokens, counted through rows of `width`, to which they are padded.
         """
         asked, predictors = np.unique(nodes, return_inverse=True)
         order = np.argsort(predictors, kind="stable")
         scores, likeliest = self._head.log_probabilities(
-            self._hidden_states(rows, asked),
+            self._hidden_states(rows, width, asked),
             self._tensor(predictors[order]),
             self._tensor(tokens[order]),
         )
@@ -146,9 +143,8 @@ class ContinuationScorer:
         back = np.argsort(order, kind="stable")
         return scores.double().cpu().numpy()[back], likeliest.cpu().numpy()[back]
 
-    def _hidden_states(self, rows: Sequence[PackedRow], asked: np.ndarray) -> torch.Tensor:
-        """Return (asked, width), behind the last layer norm."""
-        width = len(rows[0].input_ids)
+    def _hidden_states(self, rows: Sequence[PackedRow], width: int, asked: np.ndarray) -> torch.Tensor:
+        """Return the hidden states of the nodes `asked`, behind the last layer norm."""
         input_ids = np.zeros((len(rows), width), np.int64)
         positions = np.zeros((len(rows), width), np.int64)
         for number, row in enumerate(rows):

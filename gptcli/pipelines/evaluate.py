@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 from gptcli.config.schema import Settings
-from gptcli.data.examples import evaluation_batches
 from gptcli.data.items import LengthLimit
 from gptcli.data.ledger import Reading
 from gptcli.data.sources import Source
@@ -438,7 +437,6 @@ class Evaluator:
             loaded,
             self.compute,
             examples,
-            evaluation_batches(examples, 8),
             lambda done: self._progress("conversations", done, len(examples), "conversations"),
         )
         conditions = {

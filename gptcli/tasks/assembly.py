@@ -17,6 +17,7 @@ from gptcli.data.batches import Batch, target_tokens
 from gptcli.data.examples import Examples
 from gptcli.data.items import ItemReport, LengthLimit
 from gptcli.data.preparation import PreparationProgress
+from gptcli.data.token_budget import TokenBatch
 from gptcli.data.tokenizing import (
     load_tokenizer,
     tokenizer_fingerprint,
@@ -175,7 +176,7 @@ def _micro_batch_size(settings: Settings, compute: Compute, model: Any, longest:
     return automatic_micro_batch_size(shape, settings.training.batch_size, longest, device)
 
 
-def ids_and_lengths(batch: Batch, compute: Compute) -> tuple[Tensor, Tensor]:
+def ids_and_lengths(batch: Batch | TokenBatch[Any], compute: Compute) -> tuple[Tensor, Tensor]:
     """Return both on the device."""
     input_ids = torch.from_numpy(batch.input_ids).to(compute.device, non_blocking=True)
     lengths = torch.from_numpy(batch.lengths).to(compute.device, non_blocking=True)

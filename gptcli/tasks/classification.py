@@ -55,7 +55,7 @@ def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
     input_ids: (sequences, tokens), padded on the right with anything. lengths: (sequences,).
     """
     hidden = _hidden_states(model, input_ids)
-    return _scored(model, hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1])
+    return scored(model, hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1])
 
 
 def _hidden_states(model: Any, input_ids: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ def _hidden_states(model: Any, input_ids: Tensor) -> Tensor:
     return hidden
 
 
-def _scored(model: Any, hidden: Tensor) -> Tensor:
+def scored(model: Any, hidden: Tensor) -> Tensor:
+    """Return (..., labels) logits in float32 of (..., width) hidden states."""
     # The head in float32, whatever the rest is in: bfloat16 would round logits to 8 bits, and make ties.
     with torch.autocast(hidden.device.type, enabled=False):
         logits: Tensor = model.score(hidden.float())
@@ -173,7 +174,7 @@ class Classification(BatchedTask):
                 class_logits(model, input_ids, lengths), targets, weights, smoothing
             ).sum()
         tokens = input_ids.shape[1]
-        logits = _scored(model, _hidden_states(model, input_ids)).flatten(0, 1)
+        logits = scored(model, _hidden_states(model, input_ids)).flatten(0, 1)
         losses = self._losses(logits, targets.repeat_interleave(tokens, 0), weights, smoothing)
         return (losses * prefix_weights(lengths, tokens, self._prefix_loss).flatten()).sum()
 
@@ -204,7 +205,7 @@ class Classification(BatchedTask):
         model.eval()
         outputs = np.zeros((len(examples), len(self._targets.labels)), np.float32)
         total = 0.0
-        for numbers, batch in evaluation_batches(examples, micro_batch_size):
+        for numbers, batch in evaluation_batches(examples, micro_batch_size * examples.longest):
             between_batches()
             with self._compute.autocast():
                 logits = class_logits(model, *ids_and_lengths(batch, self._compute))

@@ -51,7 +51,12 @@ class Instruction(TokenTask):
         """Return loss, perplexity and bits_per_byte of the assistant's words; None without any."""
         if not len(self._validation):
             return None
-        batches = (batch for _, batch in evaluation_batches(self._validation, micro_batch_size))
+        batches = (
+            batch
+            for _, batch in evaluation_batches(
+                self._validation, micro_batch_size * self._validation.longest
+            )
+        )
         score = score_text(model, self, batches, self._validation_bytes, self._compute, between_batches)
         return Evaluation(score.as_dict())
 

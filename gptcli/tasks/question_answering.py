@@ -66,11 +66,16 @@ def place_log_probabilities(model: Any, input_ids: Tensor, lengths: Tensor) -> T
     """
     # No attention mask: no token looks at the padding behind it.
     hidden = model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+    return log_probabilities_of_places(model, hidden, lengths)
+
+
+def log_probabilities_of_places(model: Any, hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Return what `place_log_probabilities` does, of hidden states: (sequences, tokens, width)."""
     head = model.qa_outputs
     # In float32 whatever the precision: bfloat16 makes neighbouring places equal.
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden.float(), head.weight.float(), head.bias.float()).transpose(1, 2)
-    places = torch.arange(input_ids.shape[1], device=hidden.device)
+    places = torch.arange(hidden.shape[1], device=hidden.device)
     is_padding = places >= lengths[:, None]
     return logits.masked_fill(is_padding[:, None], -torch.inf).log_softmax(2)
 
@@ -209,7 +214,9 @@ class QuestionAnswering(BatchedTask):
         model.eval()
         total = 0.0
         verdicts: list[list[Verdict]] = [[] for _ in held_out.questions]
-        for numbers, batch in evaluation_batches(held_out.examples, micro_batch_size):
+        for numbers, batch in evaluation_batches(
+            held_out.examples, micro_batch_size * held_out.examples.longest
+        ):
             between_batches()
             with self._compute.autocast():
                 log_probabilities = self._log_probabilities(model, batch)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gptcli.config.schema import RuntimeSettings
+from gptcli.data import token_budget
 from gptcli.errors import ModelError
-from gptcli.evaluation import continuations, next_token
+from gptcli.evaluation import next_token
 from gptcli.evaluation.benchmarks.benchmark import Continuation
 from gptcli.evaluation.continuations import ContinuationScorer
 from gptcli.evaluation.prefix_packing import pack
@@ -113,7 +114,7 @@ def test_scores_do_not_depend_on_what_goes_through_the_model_together(
 ) -> None:
     items = [Continuation(text[:cut], text[cut:]) for text in SENTENCES for cut in (0, 4, 13)]
     expected = [ContinuationScorer(loaded, COMPUTE).score([item])[0].log_probability for item in items]
-    monkeypatch.setitem(continuations.BATCH_TOKENS, "cpu", batch_tokens)
+    monkeypatch.setitem(token_budget.BATCH_TOKENS, "cpu", batch_tokens)
     monkeypatch.setattr(next_token, "HEAD_ROWS", head_rows)
     random.Random(0).shuffle(order := list(range(len(items))))
     found = ContinuationScorer(loaded, COMPUTE).score([items[n] for n in order])
