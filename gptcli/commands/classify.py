@@ -139,7 +139,7 @@ def classify(
         _print_table(item, columns, top_k)
     else:
         writer = RowWriter(kind)
-        for items in classifier.predict(rows.texts):
+        for items in classifier.predict(rows.texts, is_live=rows.is_live):
             console.write_result(_lines(items, writer, columns), end="")
     for _, note in _notes(classifier, reading):
         console.warn(f"{note}.")
@@ -150,8 +150,10 @@ class _Rows:
     """What is to be classified."""
 
     texts: Iterator[InputText]
-    total: int | None
+    total: int | None = None
     """How many there are, if that is known."""
+    is_live: bool = False
+    """Whether the next one may not be there yet."""
 
 
 def _with_columns(data: DataSettings, text: str | None, text_pair: str | None) -> DataSettings:
@@ -200,7 +202,7 @@ def _read(
     first = next(texts, None)
     if first is None:
         raise DataError(f"{source} holds no row to classify.")
-    return _Rows(chain([first], texts), total)
+    return _Rows(chain([first], texts), total, is_live=not source.can_be_read_twice)
 
 
 def _lines(items: list[Prediction], writer: RowWriter, columns: Columns) -> str:
@@ -226,7 +228,7 @@ def _write_file(
             classifier, columns = load()
             started = time.monotonic()
             display.start("Classifying", rows.total)
-            for items in classifier.predict(rows.texts):
+            for items in classifier.predict(rows.texts, is_live=rows.is_live):
                 output.write(_lines(items, writer, columns))
                 done += len(items)
                 of = "" if rows.total is None else f"/{rows.total:,}"

@@ -6,11 +6,12 @@ What comes in goes out again beside the answer, so every column is kept, and eve
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from gptcli.config.schema import DataSettings
 from gptcli.data.labelled_texts import text_of
@@ -46,7 +47,16 @@ class InputFile(FileSource):
         return str(self.path) == STANDARD_INPUT
 
     def open_binary(self) -> BinaryIO:
-        return sys.stdin.buffer if self._is_standard_input else super().open_binary()
+        """Open it for reading, unpacked; of what comes slowly, a read returns what is there."""
+        if self.can_be_read_twice or self.path.suffix.lower() == ".gz":
+            return super().open_binary()
+        if not self._is_standard_input:
+            return cast(BinaryIO, self.path.open("rb", buffering=0))
+        try:
+            # Without a buffer, whose lock Python wants when it ends, whoever is still reading.
+            return cast(BinaryIO, open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))
+        except io.UnsupportedOperation:  # No file of the system's.
+            return sys.stdin.buffer
 
 
 @dataclass(frozen=True)

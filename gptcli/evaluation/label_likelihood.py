@@ -12,22 +12,21 @@ sizes of GPT-2 and GPT-3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.data.tokenizing import encode_batch
 from gptcli.errors import ConfigError
+from gptcli.evaluation.next_token import NextTokenHead
+from gptcli.models.scoring_forward import ScoringForward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DEFAULT_TEMPLATE = "{text}\n\nLabel: {label}"
 TEXT, LABEL = "{text}", "{label}"
-# So many scores over the whole vocabulary are in memory at once.
-HEAD_ROWS = 256
 
 
 def check_template(template: str) -> None:
@@ -47,10 +46,10 @@ class LabelLikelihood:
     ) -> None:
         """model: a GPT2LMHeadModel. Raises ConfigError for a template that leaves no room for a text."""
         check_template(template)
-        self._model = model
+        self._device = model.device
+        self._forward = ScoringForward(model)
         self._tokenizer = tokenizer
-        # In float32: the few numbers that tell labels apart would be lost in bfloat16.
-        self._head = model.lm_head.weight.float()
+        self._head = NextTokenHead(model)
         before, after = template.removesuffix(LABEL).split(TEXT)
         self._before, self._after = before, after.rstrip()
         # GPT-2's tokens begin with a space, so that before a label is a part of it.
@@ -70,7 +69,7 @@ class LabelLikelihood:
                 f"{model.config.n_positions} tokens."
             )
         (domain_ids,) = encode_batch(tokenizer, [self._after.strip()])
-        self._prior = torch.zeros(len(labels), device=model.device)
+        self._prior = torch.zeros(len(labels), device=self._device)
         self._prior = self.logits(
             self._tensor([domain_ids or [tokenizer.eos_token_id]]), self._tensor([len(domain_ids) or 1])
         )[0]
@@ -100,59 +99,45 @@ class LabelLikelihood:
 
         input_ids: (texts, tokens) of `encode`, padded on the right with anything. lengths: (texts,).
         """
-        texts, width = input_ids.shape
-        rows = torch.arange(texts, device=input_ids.device)
+        texts, labels = len(input_ids), len(self._first_ids)
         hidden = self._hidden_states(input_ids, lengths)
-        scores = self._log_probabilities(hidden[rows, lengths - 1], self._first_ids.expand(texts, -1))
-        if self.tokens_beside:
-            others = self._log_probabilities(
-                hidden[:, width:].flatten(0, 1), self._targets.repeat(texts)[:, None]
-            )
-            scores.index_add_(1, self._label_of, others.view(texts, -1))
+        # Of each text: from its last token the first of every label, from each token beside the next.
+        asked = torch.zeros(labels + self.tokens_beside, dtype=torch.long, device=self._device)
+        asked[labels:] = torch.arange(1, hidden.shape[1], device=self._device)
+        begins = hidden.shape[1] * torch.arange(texts, device=self._device)[:, None]
+        found, _ = self._head.log_probabilities(
+            hidden.flatten(0, 1),
+            (begins + asked).flatten(),
+            torch.cat([self._first_ids, self._targets]).repeat(texts),
+        )
+        log_probabilities = found.view(texts, -1)
+        scores = log_probabilities[:, :labels].contiguous()
+        scores.index_add_(1, self._label_of, log_probabilities[:, labels:])
         return scores - self._prior
 
     def _hidden_states(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return (texts, tokens + tokens_beside, width) hidden states.
+        """Return (texts, 1 + tokens_beside, width) hidden states: of a text's last token, and of labels.
 
         A text is read once for all labels: they stand behind it side by side, each as if it were alone.
         """
-        model = self._model.transformer
-        if not self.tokens_beside:
-            outputs = model(input_ids=input_ids, use_cache=False)
-            return cast(Tensor, outputs.last_hidden_state)
         texts, width = input_ids.shape
-        device = input_ids.device
+        total = width + self.tokens_beside
+        begins = total * torch.arange(texts, device=self._device)[:, None]
+        places = torch.arange(total, device=self._device)
+        kept = torch.cat([begins + lengths[:, None] - 1, begins + places[width:]], dim=1).flatten()
+        if not self.tokens_beside:
+            return self._forward.hidden_states(input_ids, kept)[:, None]
         positions = torch.cat(
-            [
-                torch.arange(width, device=device).expand(texts, -1),
-                lengths[:, None] + self._offsets,
-            ],
-            dim=1,
+            [places[:width].expand(texts, -1), lengths[:, None] + self._offsets], dim=1
         )
         # True where a token (row) may look at another (column).
-        total = width + self.tokens_beside
-        mask = torch.ones(texts, total, total, dtype=torch.bool, device=device).tril()
-        mask[:, width:, :width] = (torch.arange(width, device=device) < lengths[:, None])[:, None]
-        mask[:, width:, width:] &= self._label_of[:, None] == self._label_of
-        outputs = model(
-            input_ids=torch.cat([input_ids, self._inputs.expand(texts, -1)], dim=1),
-            position_ids=positions,
-            attention_mask=mask[:, None],
-            use_cache=False,
+        seen = torch.ones(texts, total, total, dtype=torch.bool, device=self._device).tril()
+        seen[:, width:, :width] = (places[:width] < lengths[:, None])[:, None]
+        seen[:, width:, width:] &= self._label_of[:, None] == self._label_of
+        ids = torch.cat([input_ids, self._inputs.expand(texts, -1)], dim=1)
+        return self._forward.hidden_states(ids, kept, positions, seen).view(
+            texts, len(kept) // texts, -1
         )
-        return cast(Tensor, outputs.last_hidden_state)
-
-    def _log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return (rows, n) log-probabilities of n next tokens for each row.
-
-        hidden: (rows, width). tokens: (rows, n).
-        """
-        parts = []
-        for first in range(0, len(hidden), HEAD_ROWS):
-            rows = slice(first, first + HEAD_ROWS)
-            logits = F.linear(hidden[rows].float(), self._head)
-            parts.append(logits.gather(1, tokens[rows]) - logits.logsumexp(1, keepdim=True))
-        return torch.cat(parts)
 
     def _tensor(self, values: Any) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.device)
+        return torch.tensor(values, dtype=torch.long, device=self._device)

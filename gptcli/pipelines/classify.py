@@ -1,7 +1,7 @@
 """Classification: texts in, labels with their probabilities out, in the order of the texts.
 
-Texts are read in windows, sorted by length within a window, and go through the model in batches of like
-length, so that there is little padding; memory does not grow with their number.
+Texts of like length go through the model together, as `data.token_budget` puts them; memory does not
+grow with their number.
 """
 
 from __future__ import annotations
@@ -13,26 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.config.schema import RuntimeSettings
-from gptcli.data.examples import Example, Examples
 from gptcli.data.input_rows import InputText
 from gptcli.data.labelled_texts import Objective
+from gptcli.data.token_budget import TokenBatch, TokenBudget, score_in_order
 from gptcli.errors import ConfigError, DataError, ModelError
 from gptcli.evaluation.label_likelihood import DEFAULT_TEMPLATE, LabelLikelihood
 from gptcli.models.loading import LoadedModel, find_model, label_names, load_model, objective_of
+from gptcli.models.scoring_forward import ScoringForward
 from gptcli.tasks.assembly import ids_and_lengths
-from gptcli.tasks.classification import class_logits, text_ids
+from gptcli.tasks.classification import scored, text_ids
 from gptcli.training.device import choose_compute
-
-# The first windows are small, so that the first results come soon.
-FIRST_WINDOW, LARGEST_WINDOW = 32, 1024
-WINDOW_CHARACTERS = 2**24
-# Padding included. More of them need more padding; a GPU wants them all the same.
-BATCH_TOKENS = {"cpu": 2048}
-BATCH_TOKENS_GPU = 32_768
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,12 @@ class Prediction:
     """{label: probability}, the likeliest first; None for regression, and of a blank text."""
     number: float | None = None
     """Of regression."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizedText:
+    input_ids: list[int]
+    is_cut: bool
 
 
 @dataclass
@@ -72,7 +71,8 @@ class ClassificationHead:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        loaded.model.score.float()  # As `class_logits` wants it.
+        self._forward = ScoringForward(loaded.model)
+        loaded.model.score.float()  # As `scored` wants it.
 
     def encode(self, texts: list[tuple[str, str | None]]) -> list[tuple[list[int], bool]]:
         """Return the tokens of each text, or pair, and whether its end is cut off."""
@@ -82,8 +82,13 @@ class ClassificationHead:
         return [(ids[:limit], len(ids) > limit) for ids in all_ids]
 
     def logits(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return (texts, labels) in float32, as `class_logits` does."""
-        return class_logits(self._loaded.model, input_ids, lengths)
+        """Return (texts, labels) in float32.
+
+        input_ids: (texts, tokens), padded on the right with anything. lengths: (texts,).
+        """
+        # A text is judged by its last token, which alone has seen all of it.
+        begins = torch.arange(0, input_ids.numel(), input_ids.shape[1], device=input_ids.device)
+        return scored(self._loaded.model, self._forward.hidden_states(input_ids, begins + lengths - 1))
 
 
 class Classifier:
@@ -130,29 +135,36 @@ class Classifier:
             raise ConfigError(f"--threshold is for several labels a text; {model_name} gives one.")
         self._threshold = 0.5 if threshold is None else threshold
         self._loaded = loaded
-        self._batch_tokens = BATCH_TOKENS.get(self._compute.device.type, BATCH_TOKENS_GPU)
         self.context_length = int(loaded.model.config.n_positions)
+        self._budget = TokenBudget.of_device(
+            self._compute.device.type, self.context_length, self._scorer.tokens_beside
+        )
         self.counts = Counts()
 
-    def predict(self, rows: Iterable[InputText]) -> Iterator[list[Prediction]]:
-        """Yield the predictions of all rows, in order, some at a time. Counts them in `counts`."""
-        for window in _windows(rows):
-            yield self._predict_window(window)
+    def predict(self, rows: Iterable[InputText], *, is_live: bool = False) -> Iterator[list[Prediction]]:
+        """Yield the predictions of all rows, in order, some at a time. Counts them in `counts`.
 
-    def _predict_window(self, window: list[InputText]) -> list[Prediction]:
-        worded = [row for row in window if not row.is_blank]
-        outputs = iter(self._outputs(worded))
-        predictions = [
-            Prediction(row, [], None) if row.is_blank else self._prediction(row, next(outputs))
-            for row in window
-        ]
-        self.counts.rows += len(window)
-        self.counts.blank += len(window) - len(worded)
-        self.counts.labels.update(label for item in predictions for label in item.labels)
-        return predictions
+        is_live: the next row may come at any time, as one that is typed; then what is there is answered.
+        An error while reading comes after the predictions of the rows before.
+        """
+        for some in score_in_order(
+            rows,
+            self._tokenize,
+            self._outputs,
+            self._budget,
+            characters=lambda row: len(row.text) + len(row.text_pair or ""),
+            is_live=is_live,
+        ):
+            predictions = [self._prediction(row, *outputs) for row, outputs in some]
+            self.counts.rows += len(some)
+            self.counts.blank += sum(row.is_blank for row, _ in some)
+            self.counts.labels.update(label for item in predictions for label in item.labels)
+            yield predictions
 
-    def _prediction(self, row: InputText, output: np.ndarray) -> Prediction:
-        """output: (labels,) probabilities, or (1,) the number."""
+    def _prediction(self, row: InputText, output: np.ndarray | None = None) -> Prediction:
+        """output: (labels,) probabilities, or (1,) the number; None of a blank text."""
+        if output is None:
+            return Prediction(row, [], None)
         if self.objective == "regression":
             return Prediction(row, [], None, float(output[0]))
         order = np.argsort(-output, kind="stable")
@@ -163,48 +175,28 @@ class Classifier:
             labels = [self.labels[order[0]]]
         return Prediction(row, labels, probabilities)
 
-    @torch.inference_mode()
-    def _outputs(self, rows: list[InputText]) -> np.ndarray:
-        """Return (rows, labels): probabilities, or the number of regression."""
-        encoded = self._encode(rows)
-        self.counts.cut += sum(is_cut for _, is_cut in encoded)
-        self._loaded.check_token(max((max(ids) for ids, _ in encoded), default=0), "a text")
-        examples = Examples(Example(ids, 0, "") for ids, _ in encoded)
-        outputs = np.zeros((len(rows), len(self.labels)), np.float32)
-        for numbers, width in self._batches(examples.lengths):
-            batch = examples.batch(numbers.tolist())
-            input_ids, lengths = ids_and_lengths(batch, self._compute)
-            padded = F.pad(input_ids, (0, width - input_ids.shape[1]))
-            logits = self._scorer.logits(padded, lengths)
-            if not logits.isfinite().all():
-                raise ModelError(
-                    "The model's scores are not finite: its weights are damaged, or too large for this "
-                    "--precision. Try --precision fp32."
-                )
-            outputs[numbers] = self._activated(logits).cpu().numpy()
-        return outputs
-
-    def _encode(self, rows: list[InputText]) -> list[tuple[list[int], bool]]:
-        """Return the tokens of each text, or pair, and whether its end was cut off."""
+    def _tokenize(self, rows: list[InputText]) -> list[list[_TokenizedText]]:
+        """Return the tokens of each text, or pair; nothing of a blank one."""
+        worded = [row for row in rows if not row.is_blank]
         if isinstance(self._scorer, LabelLikelihood):
-            return self._scorer.encode([row.text for row in rows])
-        return self._scorer.encode([(row.text, row.text_pair) for row in rows])
+            encoded = self._scorer.encode([row.text for row in worded])
+        else:
+            encoded = self._scorer.encode([(row.text, row.text_pair) for row in worded])
+        self._loaded.check_token(max((max(ids) for ids, _ in encoded), default=0), "a text")
+        texts = (_TokenizedText(ids, is_cut) for ids, is_cut in encoded)
+        return [[] if row.is_blank else [next(texts)] for row in rows]
 
-    def _batches(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the numbers of each batch's texts, and how many tokens to pad them to.
-
-        The longest come first, to see at once if they fit.
-        """
-        order = np.argsort(-lengths, kind="stable")
-        first = 0
-        while first < len(order):
-            width = min(_rounded_up(int(lengths[order[first]])), self.context_length)
-            count = max(1, self._batch_tokens // (width + self._scorer.tokens_beside))
-            left = len(order) - first
-            if count > left:  # Few different sizes; see _rounded_up.
-                count = 1 << (left.bit_length() - 1)
-            yield order[first : first + count], width
-            first += count
+    @torch.inference_mode()
+    def _outputs(self, batch: TokenBatch[_TokenizedText]) -> list[np.ndarray]:
+        """Return (labels,) of each text: probabilities, or the number of regression."""
+        self.counts.cut += sum(text.is_cut for text in batch.sequences)
+        logits = self._scorer.logits(*ids_and_lengths(batch, self._compute))
+        if not logits.isfinite().all():
+            raise ModelError(
+                "The model's scores are not finite: its weights are damaged, or too large for this "
+                "--precision. Try --precision fp32."
+            )
+        return list(self._activated(logits).cpu().numpy())
 
     def _activated(self, logits: Tensor) -> Tensor:
         match self.objective:
@@ -216,37 +208,8 @@ class Classifier:
                 return logits
 
 
-def _rounded_up(length: int) -> int:
-    """Return the next length with 5 significant bits.
-
-    Memory would grow with the number of different shapes that the model meets: oneDNN, which multiplies
-    bfloat16 on CPUs, keeps something for each.
-    """
-    step = 1 << max(0, length.bit_length() - 5)
-    return -(-length // step) * step
-
-
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _windows(rows: Iterable[InputText]) -> Iterator[list[InputText]]:
-    """Yield the rows, some at a time; those before one that cannot be read come before the error."""
-    size, window, characters = FIRST_WINDOW, [], 0
-    problem = None
-    try:
-        for row in rows:
-            window.append(row)
-            characters += len(row.text) + len(row.text_pair or "")
-            if len(window) == size or characters > WINDOW_CHARACTERS:
-                yield window
-                size, window, characters = min(2 * size, LARGEST_WINDOW), [], 0
-    except DataError as error:
-        problem = error
-    if window:
-        yield window
-    if problem is not None:
-        raise problem
 
 
 class Columns:

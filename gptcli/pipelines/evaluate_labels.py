@@ -7,6 +7,7 @@ of those that are candidates for the lists at the end.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,16 +79,16 @@ class LabelTest:
         outputs: list[np.ndarray] = []
         targets: list[np.ndarray] = []
         candidates = _Candidates()
-        given: list[LabelledText] = []
+        given: deque[LabelledText] = deque()  # Filled where texts are read, which is in a thread.
         done = 0
         for predictions in self._classifier.predict(self._rows(items, given)):
             found = np.array([self._output(prediction) for prediction in predictions], np.float32)
-            wanted = np.stack([self._target(item) for item in given[: len(predictions)]])
-            for number, (item, prediction) in enumerate(zip(given, predictions, strict=False), done):
+            tested = [given.popleft() for _ in predictions]
+            wanted = np.stack([self._target(item) for item in tested])
+            for number, (item, prediction) in enumerate(zip(tested, predictions, strict=True), done):
                 on_sample(self._sample(item, prediction))
                 if self.objective == "single-label":
                     candidates.add(number, item, found[number - done], int(wanted[number - done]))
-            del given[: len(predictions)]
             outputs.append(found)
             targets.append(wanted)
             done += len(predictions)
@@ -98,7 +99,7 @@ class LabelTest:
         measured, details = self._measured(output, target, candidates)
         return LabelResult(measured, details, done, self._classifier.counts.cut)
 
-    def _rows(self, items: Iterable[LabelledText], given: list[LabelledText]) -> Iterator[InputText]:
+    def _rows(self, items: Iterable[LabelledText], given: deque[LabelledText]) -> Iterator[InputText]:
         for item in items:
             for label in item.labels:
                 if label not in self.labels:

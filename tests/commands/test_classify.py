@@ -419,6 +419,31 @@ def test_a_reader_that_has_read_enough_ends_it_quietly(classifier: Path, tmp_pat
     assert process.wait(60) == 0
 
 
+def test_what_is_typed_is_answered_line_by_line(classifier: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("classify", "--input", "-", "--model", classifier),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    guard = threading.Timer(60, process.kill)
+    guard.start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for text in ("The cat", "The dog", ""):
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["text"] == text
+    # While it waits for the next line.
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate()
+    guard.cancel()
+    assert (process.returncode, rest) == (130, "Interrupted.\n")
+
+
 def test_ctrl_c_ends_with_130_and_leaves_what_was_done_beside(classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat\n" * 200_000)
     process = subprocess.Popen(
@@ -431,7 +456,7 @@ def test_ctrl_c_ends_with_130_and_leaves_what_was_done_beside(classifier: Path, 
     guard = threading.Timer(60, process.kill)
     guard.start()
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("Classifying  32/200,000 rows")
+    assert re.match(r"Classifying  [\d,]+/200,000 rows", process.stderr.readline())
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() == 130

@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from gptcli.config.schema import ModelSettings, RuntimeSettings
+from gptcli.data import token_budget
 from gptcli.data.input_rows import InputText
 from gptcli.errors import ConfigError, ModelError
 from gptcli.evaluation.label_likelihood import LabelLikelihood
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.loading import set_labels
 from gptcli.models.saving import save_model
-from gptcli.pipelines import classify
 from gptcli.pipelines.classify import Classifier, Columns, Prediction
 
 FP32 = RuntimeSettings(device="cpu", precision="fp32")
@@ -109,8 +109,7 @@ def test_a_text_gets_the_same_alone_and_among_others(
     folder = str(new_classifier(["a", "b", "c"]))
     rows = rows_of(TEXTS * 6)
     together = predictions_of(Classifier(folder, FP32), rows)
-    monkeypatch.setattr(classify, "BATCH_TOKENS", {"cpu": 1})
-    monkeypatch.setattr(classify, "FIRST_WINDOW", 3)
+    monkeypatch.setitem(token_budget.BATCH_TOKENS, "cpu", 1)
     alone = predictions_of(Classifier(folder, FP32), rows)
     assert [item.row for item in together] == [item.row for item in alone] == rows
     for one, other in zip(together, alone, strict=True):
@@ -172,18 +171,40 @@ def test_blank_rows_keep_their_place_and_have_no_label(new_classifier: NewClassi
     assert classifier.counts.labels.total() == 2
 
 
-def test_rows_are_read_no_further_than_the_window(new_classifier: NewClassifier) -> None:
+def test_rows_are_read_no_further_than_the_next_pool(
+    new_classifier: NewClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(token_budget.BATCH_TOKENS, "cpu", 64)
     classifier = Classifier(str(new_classifier(["a", "b"])), FP32)
     taken = []
 
     def rows() -> Any:
-        for row in rows_of(["The cat"] * 5000):
+        for row in rows_of(["9" * 16] * 3000):  # A digit is a token.
             taken.append(row)
             yield row
 
-    windows = classifier.predict(rows())
-    assert len(next(windows)) == len(taken) == classify.FIRST_WINDOW
-    assert max(len(items) for items in windows) == classify.LARGEST_WINDOW
+    # 32 batches of 4 texts, in parts of 32; one pool in work, and one ahead.
+    written = 0
+    for items in classifier.predict(rows()):
+        assert len(taken) - written <= 2 * 128
+        written += len(items)
+    assert written == 3000
+
+
+def test_in_bfloat16_labels_are_those_of_float32_where_these_are_clear(
+    new_classifier: NewClassifier,
+) -> None:
+    folder = str(new_classifier(["a", "b", "c"]))
+    exact, rounded = (
+        predictions_of(Classifier(folder, RuntimeSettings(device="cpu", precision=p)), rows_of(TEXTS))
+        for p in ("fp32", "bf16")
+    )
+    for one, other in zip(exact, rounded, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.1)
+        assert one.probabilities is not None
+        first, second, *_ = one.probabilities.values()
+        if first - second > 0.2:
+            assert one.labels == other.labels
 
 
 def test_two_labels_of_one_name_are_refused(new_classifier: NewClassifier) -> None:
@@ -294,7 +315,7 @@ def test_labels_get_the_same_alone_and_among_other_texts(
 ) -> None:
     rows = rows_of(TEXTS * 3)
     together = predictions_of(Classifier(str(model_folder), FP32, labels=LABELS), rows)
-    monkeypatch.setattr(classify, "BATCH_TOKENS", {"cpu": 1})
+    monkeypatch.setitem(token_budget.BATCH_TOKENS, "cpu", 1)
     alone = predictions_of(Classifier(str(model_folder), FP32, labels=LABELS), rows)
     for one, other in zip(together, alone, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
