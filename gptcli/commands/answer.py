@@ -11,10 +11,9 @@ import typer
 
 from gptcli import console
 from gptcli.commands.options import Assignments, Device, Precision
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gptcli.data.questions import Question
     from gptcli.pipelines.answer import Answer, Candidate
 
 PREDICTIONS = "json"
@@ -95,36 +94,42 @@ def answer(
             kind = output_format(output_file, None)
         check_output(output_file, input_file)
 
+    from gptcli.data.ledger import Reading
     from gptcli.data.questions import Question
     from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.answer import Answerer, read_questions
+    from gptcli.pipelines.answer import Answerer, AskedQuestions, read_questions
 
     quiet_libraries()
     if input_file is not None:
-        questions, reading = read_questions(input_file, settings.data, input_format)
-        if reading.empty_documents_dropped:
-            console.warn(
-                f"{reading.empty_documents_dropped:,} of {reading.rows:,} rows have no question or no "
-                "context, and get no answer."
-            )
+        asked = read_questions(
+            input_file,
+            settings.data,
+            input_format,
+            check_all=output_file is not None,
+            has_own_ids=output_file is not None and kind == PREDICTIONS,
+        )
     else:
-        assert question is not None
-        questions = [Question("", "1", "", question.strip(), text, ())]
-    if output_file is not None and kind == PREDICTIONS:
-        _check_ids(questions)
+        only = Question("", "1", "", str(question).strip(), text, ())
+        asked = AskedQuestions(iter([only]), Reading(), 1, is_live=False)
     answerer = Answerer(model, settings.data, settings.runtime, top_k=top_k)
-    answers = answerer.answer(questions)
+    answers = answerer.answer(asked.questions, is_live=asked.is_live)
     if output_file is not None:
-        _write(output_file, kind, answers, len(questions))
+        _write(output_file, kind, answers, asked.total)
     else:
         for found in answers:
             if as_json:
                 console.write_json(found.as_dict())
             else:
                 _print(found, is_only=input_file is None)
+    reading = asked.reading
+    if reading.empty_documents_dropped:
+        console.warn(
+            f"{reading.empty_documents_dropped:,} of {reading.rows:,} rows have no question or no "
+            "context, and get no answer."
+        )
     if answerer.questions_cut:
         console.warn(
-            f"{answerer.questions_cut:,} of {len(questions):,} questions are longer than half the "
+            f"{answerer.questions_cut:,} of {answerer.questions:,} questions are longer than half the "
             f"model's context of {answerer.context_length} tokens; only their beginning was read."
         )
 
@@ -146,18 +151,6 @@ def _context(context: str | None, file: str | None) -> str:
             raise ConfigError("Give the text with the answer: --context TEXT or --context-file FILE.")
         raise ConfigError(f"{name} is empty; it is the text with the answer.")
     return context
-
-
-def _check_ids(questions: list[Question]) -> None:
-    """Refuse what {id: answer} cannot hold."""
-    seen: dict[str, str] = {}
-    for question in questions:
-        if question.id in seen:
-            raise DataError(
-                f"{question.where} has the id {question.id!r:.60}, as has {seen[question.id]}; .json "
-                "holds one answer an id. Give --output a name in .jsonl or .csv."
-            )
-        seen[question.id] = question.where
 
 
 def _print(found: Answer, *, is_only: bool) -> None:
@@ -183,18 +176,19 @@ def _shown(candidate: Candidate) -> str:
     )
 
 
-def _write(path: Path, kind: str, answers: Iterable[Answer], count: int) -> None:
+def _write(path: Path, kind: str, answers: Iterable[Answer], total: int | None) -> None:
     from gptcli.data.output_rows import OutputFile, RowWriter, json_line
 
     writer = RowWriter(kind)
     predictions: dict[str, str] = {}
+    of = "" if total is None else f"/{total:,}"
     with console.ProgressDisplay() as display, OutputFile(path) as file:
-        display.start("Answering", count)
+        display.start("Answering", total)
         for number, found in enumerate(answers, 1):
             if kind == PREDICTIONS:
                 predictions[found.id] = found.answer or ""
             else:
                 file.write(writer.lines(found.as_dict(), f"the answer to question {number}"))
-            display.update(number, f"{number:,}/{count:,} questions")
+            display.update(number, f"{number:,}{of} questions")
         if kind == PREDICTIONS:
             file.write(json_line(predictions) + "\n")

@@ -52,7 +52,9 @@ class Questions:
     """Makes the rows of sources into questions."""
 
     def __init__(self, *, with_answers: bool = True) -> None:
-        """with_answers: if not, those in the data are not looked at and need not be there."""
+        """with_answers: if not, those in the data are not looked at and need not be there; nothing is
+        split then, so that titles and contexts are not remembered either.
+        """
         self._with_answers = with_answers
         self._title_of: dict[str, str] = {}
         self._titles: set[str] = set()
@@ -88,7 +90,8 @@ class Questions:
             reading.documents += 1
             reading.bytes += len(question.encode()) + len(context.encode())
             title = str(row.values.get(TITLE) or "")
-            self._titles.add(self._title_of.setdefault(context, title))
+            if self._with_answers:
+                self._titles.add(self._title_of.setdefault(context, title))
             name = row.values.get(ID)
             yield Question(
                 row.where,

@@ -1,37 +1,47 @@
-"""Answering: questions and texts in, the parts of the texts that answer them out."""
+"""Answering: questions and texts in, the parts of the texts that answer them out.
+
+Windows of like length go through the model together, as `data.token_budget` puts them; memory does not
+grow with the number of questions.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from gptcli.config.schema import DataSettings, RuntimeSettings
-from gptcli.data.examples import Example, Examples
 from gptcli.data.input_rows import STANDARD_INPUT, find_input
 from gptcli.data.ledger import Reading
 from gptcli.data.questions import Question, Questions
-from gptcli.data.windows import MIN_CONTEXT_LENGTH, make_windows
+from gptcli.data.token_budget import TokenBatch, TokenBudget, score_in_order
+from gptcli.data.windows import MIN_CONTEXT_LENGTH, Window, make_windows
 from gptcli.errors import DataError, ModelError
 from gptcli.models.loading import ANSWER_THRESHOLD, LoadedModel, load_model
+from gptcli.models.scoring_forward import ScoringForward
 from gptcli.tasks.assembly import ids_and_lengths
 from gptcli.tasks.question_answering import (
     Span,
     Verdict,
     judge_question,
     judge_windows,
-    place_log_probabilities,
+    log_probabilities_of_places,
 )
 from gptcli.training.device import choose_compute
 
-# Windows of like length go through the model together, up to so many tokens.
-BATCH_TOKENS = 16_384
-# Questions whose windows are sorted together; their answers come when all are done.
-QUESTIONS_AT_ONCE = 256
+
+@dataclass(frozen=True, slots=True)
+class _AskedWindow:
+    question: Question
+    window: Window
+
+    @property
+    def input_ids(self) -> list[int]:
+        return self.window.input_ids
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,13 @@ class Answerer:
                 f"{self.loaded.name}: its context of {self.context_length} tokens is too short to "
                 f"answer questions; that takes {MIN_CONTEXT_LENGTH}."
             )
+        self._forward = ScoringForward(self.loaded.model)
+        self._budget = TokenBudget.of_device(self.compute.device.type, self.context_length)
         self._stride = data.stride
         self._top_k = top_k
         self._threshold = float(getattr(self.loaded.model.config, ANSWER_THRESHOLD, math.inf))
+        self.questions = 0
+        """Answered so far."""
         self.questions_cut = 0
         """Questions of which only the beginning was read: they fill more than half the context."""
 
@@ -95,12 +109,22 @@ class Answerer:
     def context_length(self) -> int:
         return int(self.loaded.model.config.n_positions)
 
-    def answer(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """Yield the answer to each question, in order. Raises ModelError for a foreign tokenizer."""
-        for first in range(0, len(questions), QUESTIONS_AT_ONCE):
-            part = questions[first : first + QUESTIONS_AT_ONCE]
-            for question, verdict in zip(part, self._judge(part), strict=True):
-                yield self._answer(question, verdict)
+    def answer(self, questions: Iterable[Question], *, is_live: bool = False) -> Iterator[Answer]:
+        """Yield the answer to each question, in order. Raises ModelError for a foreign tokenizer.
+
+        is_live: the next question may come at any time; then those that are there are answered.
+        """
+        for some in score_in_order(
+            questions,
+            self._windows,
+            self._judge,
+            self._budget,
+            characters=lambda question: len(question.question) + len(question.context),
+            is_live=is_live,
+        ):
+            self.questions += len(some)
+            for question, verdicts in some:
+                yield self._answer(question, judge_question(verdicts, self._top_k))
 
     def _answer(self, question: Question, verdict: Verdict) -> Answer:
         def candidate(span: Span) -> Candidate:
@@ -122,8 +146,8 @@ class Answerer:
             candidates,
         )
 
-    @torch.inference_mode()
-    def _judge(self, questions: Sequence[Question]) -> list[Verdict]:
+    def _windows(self, questions: list[Question]) -> list[list[_AskedWindow]]:
+        """Return the windows of each question."""
         made_of_each = make_windows(
             self.loaded.tokenizer,
             [(question.question, question.context) for question in questions],
@@ -131,37 +155,78 @@ class Answerer:
             stride=self._stride,
         )
         self.questions_cut += sum(made.is_question_cut for made in made_of_each)
-        windows = [(n, window) for n, made in enumerate(made_of_each) for window in made.windows]
-        examples = Examples(Example(window.input_ids, 0, "") for _, window in windows)
-        self.loaded.check_token(max(max(window.input_ids) for _, window in windows), "a text")
-        order = np.argsort(-examples.lengths, kind="stable").tolist()
-        verdicts: list[list[Verdict]] = [[] for _ in questions]
-        while order:
-            # The first is the longest: as wide as it are all of the batch.
-            count = max(1, BATCH_TOKENS // int(examples.lengths[order[0]]))
-            numbers, order = order[:count], order[count:]
-            log_probabilities = place_log_probabilities(
-                self.loaded.model, *ids_and_lengths(examples.batch(numbers), self.compute)
-            )
-            owners, parts = zip(*(windows[number] for number in numbers), strict=True)
-            contexts = [questions[owner].context for owner in owners]
-            judged = judge_windows(log_probabilities, parts, contexts, self._top_k)
-            for owner, verdict in zip(owners, judged, strict=True):
-                verdicts[owner].append(verdict)
-        return [judge_question(parts, self._top_k) for parts in verdicts]
+        asked = [
+            [_AskedWindow(question, window) for window in made.windows]
+            for question, made in zip(questions, made_of_each, strict=True)
+        ]
+        largest = max((max(window.input_ids) for some in asked for window in some), default=0)
+        self.loaded.check_token(largest, "a text")
+        return asked
+
+    @torch.inference_mode()
+    def _judge(self, batch: TokenBatch[_AskedWindow]) -> list[Verdict]:
+        """Return what the model says of each window."""
+        input_ids, lengths = ids_and_lengths(batch, self.compute)
+        every = torch.arange(input_ids.numel(), device=input_ids.device)
+        hidden = self._forward.hidden_states(input_ids, every).view(*input_ids.shape, -1)
+        log_probabilities = log_probabilities_of_places(self.loaded.model, hidden, lengths)
+        windows = [asked.window for asked in batch.sequences]
+        contexts = [asked.question.context for asked in batch.sequences]
+        return judge_windows(log_probabilities, windows, contexts, self._top_k)
+
+
+@dataclass(frozen=True)
+class AskedQuestions:
+    """The questions of a file, or of standard input."""
+
+    questions: Iterator[Question]
+    reading: Reading
+    """What has been counted of those that were read."""
+    total: int | None
+    """How many there are, if that is known."""
+    is_live: bool
+    """Whether the next one may not be there yet."""
 
 
 def read_questions(
-    name: str, data: DataSettings, read_as: str | None = None
-) -> tuple[list[Question], Reading]:
-    """Return the questions of a file, or of "-" (standard input, JSON lines), and what was counted.
+    name: str,
+    data: DataSettings,
+    read_as: str | None = None,
+    *,
+    check_all: bool = False,
+    has_own_ids: bool = False,
+) -> AskedQuestions:
+    """Return the questions of a file, or of "-" (standard input, JSON lines).
 
-    read_as: how, if the name does not say it. Known answers are not looked at. Raises DataError if there
+    read_as: how, if the name does not say it. Known answers are not looked at. check_all: all of a file
+    can be read, not only the first. has_own_ids: no two may have the same id. Raises DataError if there
     is no question or it cannot be read, ConfigError for a format that there is not.
     """
     source = find_input(name, data, read_as or ("jsonl" if name == STANDARD_INPUT else None))
+
+    def questions(reading: Reading) -> Iterator[Question]:
+        found = Questions(with_answers=False).parse(source, data, reading)
+        return _each_with_its_id(found) if has_own_ids else found
+
+    total = None
+    if check_all and source.can_be_read_twice:
+        total = sum(1 for _ in questions(Reading()))
     reading = Reading()
-    questions = list(Questions(with_answers=False).parse(source, data, reading))
-    if not questions:
+    asked = questions(reading)
+    first = next(asked, None)
+    if first is None:
         raise DataError(f"{source}: there is no question in it.")
-    return questions, reading
+    return AskedQuestions(chain([first], asked), reading, total, not source.can_be_read_twice)
+
+
+def _each_with_its_id(questions: Iterable[Question]) -> Iterator[Question]:
+    """Yield the questions. Raises DataError for what {id: answer} cannot hold."""
+    seen: dict[str, str] = {}
+    for question in questions:
+        if question.id in seen:
+            raise DataError(
+                f"{question.where} has the id {question.id!r:.60}, as has {seen[question.id]}; .json "
+                "holds one answer an id. Give --output a name in .jsonl or .csv."
+            )
+        seen[question.id] = question.where
+        yield question

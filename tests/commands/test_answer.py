@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import TEXT, Cli
+from tests.test_cli import command, environment
 
 CAT = "The cat 🦉 sat on the mat."
 
@@ -133,6 +136,43 @@ def test_a_file_of_questions_is_answered_as_each_alone(answer: Run, tmp_path: Pa
     assert piped.rows == found
     lines = answer("--input", "rows.jsonl").stdout.splitlines()
     assert lines[0] == "Who 0?" and lines[1].startswith("  ") and len(lines) == 18
+
+
+def test_a_question_that_is_asked_is_answered_before_the_next(qa_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("answer", "--model", qa_folder, "--input", "-", "--json"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    guard = threading.Timer(60, process.kill)
+    guard.start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for asked in ("Who sat?", "Where?"):
+        process.stdin.write(json.dumps({"question": asked, "context": CAT}) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["question"] == asked
+    rest, _ = process.communicate()
+    guard.cancel()
+    assert (process.returncode, rest) == (0, "")
+
+
+def test_answers_before_a_bad_row_of_a_stream_are_given(answer: Run) -> None:
+    lines = json.dumps({"question": "Who?", "context": CAT}) + "\n{bad\n"
+    result = answer("--input", "-", "--json", stdin=lines.encode())
+    assert (len(result.rows), result.code) == (1, 3)
+    assert result.stderr.startswith("Error: standard input:2 is not JSON: ")
+
+
+def test_a_bad_row_of_a_file_is_named_before_any_work(answer: Run, tmp_path: Path) -> None:
+    rows = [*questions_file(tmp_path), {"question": 1, "context": CAT}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused(answer("--input", "bad.jsonl", "--output", "a.jsonl"), 3)
+    assert line.startswith("bad.jsonl:10: question is int 1, not a string.")
+    assert not (tmp_path / "a.jsonl.partial").exists()
 
 
 def test_squad_is_answered_into_its_file_of_predictions(answer: Run, tmp_path: Path) -> None:
