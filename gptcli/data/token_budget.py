@@ -14,7 +14,7 @@ makes a pause, a pool ends, so that no result waits for more to be typed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -29,8 +29,12 @@ BATCH_TOKENS_GPU = 32_768
 # What a batch costs by itself, to read the weights and to start kernels, in tokens that take as long.
 BATCH_COST = {"cpu": 128}
 BATCH_COST_GPU = 1024
-# Batches of a pool: each is twice as large as the one before.
-FIRST_POOL, LARGEST_POOL = 4, 32
+# What the first batch of a size costs, in the same way: for each number of tokens that a layer gets
+# together, oneDNN writes new machine code.
+SIZE_COST = {"cpu": 256}
+SIZE_COST_GPU = 0
+# Batches of a pool: each has four times as many as the one before.
+FIRST_POOL, POOL_GROWTH, LARGEST_POOL = 4, 4, 32
 # Of a pool too: blank texts have no tokens, and of long ones not all is tokens that are read.
 POOL_ITEMS, POOL_CHARACTERS = 4096, 2**24
 # Tokenized together.
@@ -73,36 +77,48 @@ class TokenBudget:
     """Tokens that each sequence takes with it through the model."""
     batch_cost: int = BATCH_COST["cpu"]
     """Tokens of padding that are cheaper than one more batch."""
+    size_cost: int = SIZE_COST["cpu"]
+    """Tokens of padding that are cheaper than a batch of a number of tokens that there has not been."""
+    _sizes: set[int] = field(default_factory=set)
+    """Tokens of the batches that there have been."""
 
     @classmethod
     def of_device(cls, device: str, context_length: int, beside: int = 0) -> TokenBudget:
         """Return what suits a kind of device, such as "cpu" or "cuda"."""
         tokens = BATCH_TOKENS.get(device, BATCH_TOKENS_GPU)
-        return cls(tokens, context_length, beside, BATCH_COST.get(device, BATCH_COST_GPU))
+        costs = BATCH_COST.get(device, BATCH_COST_GPU), SIZE_COST.get(device, SIZE_COST_GPU)
+        return cls(tokens, context_length, beside, *costs)
 
     def batches(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Yield (numbers of its sequences, tokens to pad them to) of each batch.
 
         lengths: (sequences,). The longest come first, to see at once if they fit. Of all ways to part
-        the sorted sequences, it is the one with the fewest tokens, `batch_cost` of each batch included.
+        the sorted sequences, it is the one that costs least, as `batch_cost` and `size_cost` count.
         """
         order = np.argsort(-lengths, kind="stable")
         padded = np.minimum(_rounded_up(lengths[order]), self.context_length)
         widths = (padded + self.beside).tolist()
-        counts = np.arange(1, len(order) + 1)
+        costs_of = {width: self._costs(width) for width in set(widths)}
         # Of each sequence and all behind it: what they cost, and how many of them make the first batch.
         costs, begin_with = np.zeros(len(order) + 1), np.zeros(len(order), dtype=np.int64)
         for first in reversed(range(len(order))):
-            most = max(1, self.tokens // widths[first])
-            some = widths[first] * counts[: min(most, len(order) - first)]
+            some = costs_of[widths[first]][: len(order) - first]
             some = some + costs[first + 1 : first + 1 + len(some)]
             best = int(some.argmin())
-            costs[first], begin_with[first] = some[best] + self.batch_cost, best + 1
+            costs[first], begin_with[first] = some[best], best + 1
         first = 0
         while first < len(order):
             end = first + int(begin_with[first])
+            self._sizes.add((end - first) * widths[first])
             yield order[first:end], int(padded[first])
             first = end
+
+    def _costs(self, width: int) -> np.ndarray:
+        """Return what batches of 1 sequence, 2, ... of so many tokens each cost, up to the largest."""
+        sizes = width * np.arange(1, max(1, self.tokens // width) + 1)
+        is_new = ~np.isin(sizes, list(self._sizes))
+        costs: np.ndarray = sizes + self.batch_cost + self.size_cost * is_new
+        return costs
 
     def token_batches(self, sequences: Sequence[S]) -> Iterator[tuple[np.ndarray, TokenBatch[S]]]:
         """Yield (numbers of its sequences, batch), as `batches` does."""
@@ -162,7 +178,7 @@ def _pools(
             if pool and (is_full or is_pause):
                 yield pool
                 pool, tokens, read = [], 0, 0
-                batches = min(2 * batches, LARGEST_POOL)
+                batches = min(POOL_GROWTH * batches, LARGEST_POOL)
     except Exception as error:
         problem = error
     if pool:
