@@ -41,7 +41,7 @@ EXIT_CODES = """
 | 4 | model or checkpoint |
 | 5 | environment: device, disk, network, folder |
 | 6 | diverged: a loss or gradient that is not finite |
-| 7 | a score is worse than `--fail-under` allows |
+| 7 | a score is worse than `--fail-under` allows, or a finding as `--fail-on` names it |
 | 75 | stopped by a signal, with all saved: `--resume` continues |
 | 130 | the same, by Ctrl-C |
 """

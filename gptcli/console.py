@@ -66,6 +66,26 @@ def write_shaded(parts: Iterable[tuple[str, float | None]], marked: int) -> None
     Console(highlight=False).print(line, soft_wrap=True)
 
 
+def write_learnt(parts: Iterable[tuple[str, bool]], *, indent: str = "") -> None:
+    """Write texts to stdout without a space between, every line indented: (text, whether it is learnt).
+
+    What is learnt is in colour and the rest dim; without colours, [[ ]] is around it.
+    """
+    if not can_shade():
+        text = "".join(f"[[{text}]]" if is_learnt else text for text, is_learnt in parts)
+        write_result(indent + text.replace("\n", f"\n{indent}"))
+        return
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    lines = Text(indent)
+    for text, is_learnt in parts:
+        style = Style(color="green", bold=True) if is_learnt else Style(dim=True)
+        lines.append(visible(text).replace("\n", f"\n{indent}"), style)
+    Console(highlight=False).print(lines, soft_wrap=True)
+
+
 def _shaded(shade: float) -> str:
     red, green, blue = (round(n + (f - n) * shade) for n, f in zip(NO_SHADE, FULL_SHADE, strict=True))
     return f"rgb({red},{green},{blue})"

@@ -70,6 +70,6 @@ class Diverged(GptcliError):
 
 
 class BelowThreshold(GptcliError):
-    """A score is worse than --fail-under allows."""
+    """A score is worse than --fail-under allows, or a finding than --fail-on does."""
 
     exit_code = ExitCode.BELOW_THRESHOLD

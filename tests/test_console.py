@@ -131,6 +131,24 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("no_color", [False, True])
+def test_what_is_learnt_is_in_colour_or_where_there_is_none_in_brackets(
+    monkeypatch: pytest.MonkeyPatch, no_color: bool
+) -> None:
+    be_a_terminal_of_colours(monkeypatch, no_color)
+    parts = [("Who?\n", False), ("It is\nme \x1b.", True)]
+    shown = shown_on_a_terminal(
+        monkeypatch, "stdout", lambda: console.write_learnt(parts, indent="  ")
+    ).replace("\r\n", "\n")
+    if no_color:
+        assert shown == "  Who?\n  [[It is\n  me \\x1b.]]\n"
+        return
+    assert "[[" not in shown
+    dim, learnt = re.findall(r"\x1b\[([0-9;]+)m[^\x1b]*(?:Who|It is)", shown)
+    assert (dim, learnt) == ("2", "1;32")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "  Who?\n  It is\n  me \\x1b.\n"
+
+
+@pytest.mark.parametrize("no_color", [False, True])
 def test_shaded_text_has_colours_unless_no_color_is_set_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch, no_color: bool
 ) -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     {"commands"},
     {"pipelines"},
     {"tasks"},
-    {"data", "models", "training", "generation", "evaluation", "reports", "planning"},
+    {"data", "models", "training", "generation", "evaluation", "inspection", "reports", "planning"},
     {"config"},
     {"files", "hub", "console"},
     {"errors"},

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
 from gptcli import console
 from gptcli.commands.options import Assignments
 from gptcli.commands.training import AsJson, ConfigFile, ModelName, show_preparation
+from gptcli.errors import BelowThreshold
+
+if TYPE_CHECKING:
+    from gptcli.pipelines.inspect_data import Inspection
+
+MAX_CHARACTERS = 400
+"""Shown of each part of an example."""
 
 
 def inspect(
     config: ConfigFile,
     model: ModelName = None,
     assignments: Assignments = [],
+    fail_on: Literal["warning", "problem"] | None = typer.Option(
+        None, "--fail-on", help="End with exit code 7 if there is a finding of this level or worse."
+    ),
+    examples: int = typer.Option(
+        2, "--examples", min=0, help="Show so many training examples, each from another batch."
+    ),
     as_json: AsJson = False,
 ) -> None:
-    """Show what a training would learn from: sizes, labels, lengths, repetitions, an example.
+    """Show what a training would learn from, and what is wrong with it.
 
-    Nothing is trained and no run is written. In the example, [[ ]] is around what is learnt.
+    Sizes, lengths, scripts and labels; then findings, the worst first: encoding, repetitions, what is
+    both trained on and held out, labels, what is cut, padding. Nothing is trained and no run is written.
+    In the examples, what is learnt is in colour, or in [[ ]].
 
     Examples:
       gptcli data inspect --config configs/finetune/classification-demo.yaml
@@ -29,9 +48,39 @@ def inspect(
         from gptcli.pipelines.inspect_data import inspect_data
 
         quiet_libraries()
-        inspection = inspect_data(settings, lambda progress: show_preparation(display, progress))
+        inspection = inspect_data(
+            settings, examples, lambda progress: show_preparation(display, progress)
+        )
     if as_json:
-        console.write_json({"task": settings.task, **inspection.ledger})
-        return
-    for line in console.fact_lines(f"{settings.task}:", inspection.summary):
+        console.write_json(inspection.as_dict())
+    else:
+        _print(inspection)
+    if fail_on is not None:
+        _fail_on(fail_on, inspection)
+
+
+def _print(inspection: Inspection) -> None:
+    for line in console.fact_lines(f"{inspection.task}:", inspection.summary):
         console.write_result(line)
+    rows = [[finding.level, finding.subject, finding.line] for finding in inspection.findings]
+    console.write_result("findings:")
+    for line in console.table_lines(rows):
+        console.write_result(f"  {line}")
+    for number, example in enumerate(inspection.examples, 1):
+        console.write_result(f"example {number}:")
+        parts = example.shortened(MAX_CHARACTERS)
+        console.write_learnt(((part.text, part.is_learnt) for part in parts), indent="  ")
+
+
+def _fail_on(level: Literal["warning", "problem"], inspection: Inspection) -> None:
+    """Raise BelowThreshold if there is a finding of that level or a worse one."""
+    from gptcli.inspection.findings import LEVELS
+
+    limit = LEVELS.index(level)
+    found = [finding for finding in inspection.findings if LEVELS.index(finding.level) >= limit]
+    if found:
+        worst = found[0]
+        raise BelowThreshold(
+            f"--fail-on {level}: {len(found)} of {len(inspection.findings)} findings; the worst: "
+            f"{worst.subject}: {worst.message}."
+        )

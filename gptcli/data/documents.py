@@ -36,6 +36,33 @@ class Piece(NamedTuple):
     ends_document: bool
 
 
+class Place(NamedTuple):
+    """Where a text begins."""
+
+    source: str
+    """A file, or a row of one."""
+    line: int | None = None
+    """Of the file, counted from 1; None for a row, whose place says all."""
+
+    def of(self, text: str, offset: int) -> str:
+        """Return where the character at `offset` is, in the text that begins here."""
+        if self.line is None:
+            return self.source
+        return f"{self.source}:{self.line + text.count(chr(10), 0, offset)}"
+
+    def after(self, text: str) -> Place:
+        """Return where the text begins that follows `text`, which begins here."""
+        return self if self.line is None else Place(self.source, self.line + text.count("\n"))
+
+
+class PlacedPiece(NamedTuple):
+    """A piece, and where it begins."""
+
+    text: str
+    ends_document: bool
+    place: Place
+
+
 def read_documents(sources: Iterable[Source], data: DataSettings, reading: Reading) -> Iterator[Piece]:
     """Yield the text of all documents of `sources`, in order, in pieces.
 
@@ -43,6 +70,14 @@ def read_documents(sources: Iterable[Source], data: DataSettings, reading: Readi
     all of it is counted in `reading`.
     Raises DataError naming the file, and the byte or row, that cannot be read.
     """
+    for text, ends_document, _ in read_placed(sources, data, reading):
+        yield Piece(text, ends_document)
+
+
+def read_placed(
+    sources: Iterable[Source], data: DataSettings, reading: Reading
+) -> Iterator[PlacedPiece]:
+    """Yield the same as `read_documents`, with the places."""
     for source in sources:
         for piece in _split_at_markers(_raw_pieces(source, data, reading), reading, str(source)):
             reading.bytes += len(piece.text.encode())
@@ -50,10 +85,10 @@ def read_documents(sources: Iterable[Source], data: DataSettings, reading: Readi
             yield piece
 
 
-def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterator[Piece]:
+def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterator[PlacedPiece]:
     if isinstance(source, BuiltinSource) and source.name == PYTHON_DOCS:
-        for document in python_docs():
-            yield Piece(document, True)
+        for number, document in enumerate(python_docs(), 1):
+            yield PlacedPiece(document, True, Place(f"{source}: document {number}"))
     elif isinstance(source, FileSource) and source.suffix in TEXT_SUFFIXES:
         reading.files += 1
         with reading_file(source):
@@ -61,18 +96,29 @@ def _raw_pieces(source: Source, data: DataSettings, reading: Reading) -> Iterato
     else:
         column = data.columns.text
         for row in read_rows(source, data, reading, {"text": column}):
-            yield from _pieces_of_row(row.values[column], row.where, data, reading)
+            pieces = _pieces_of_row(row.values[column], row.where, data, reading)
+            yield from _placed(pieces, Place(row.where))
 
 
-def _pieces_of_text_file(source: FileSource, data: DataSettings, reading: Reading) -> Iterator[Piece]:
+def _pieces_of_text_file(
+    source: FileSource, data: DataSettings, reading: Reading
+) -> Iterator[PlacedPiece]:
     chunks = decoded_chunks(source, data, reading)
     if data.text_unit == "file":
-        yield from pieces_of_text(chunks)
+        yield from _placed(pieces_of_text(chunks), Place(str(source), 1))
         return
-    for line in lines_of(chunks, str(source)):
+    for number, line in enumerate(lines_of(chunks, str(source)), 1):
         reading.carriage_returns_removed += line.endswith("\r\n")
         end = "\r\n" if line.endswith("\r\n") else "\n"
-        yield from pieces_of_text(_slices(line.removesuffix(end)))
+        pieces = pieces_of_text(_slices(line.removesuffix(end)))
+        yield from _placed(pieces, Place(str(source), number))
+
+
+def _placed(pieces: Iterable[Piece], place: Place) -> Iterator[PlacedPiece]:
+    """Yield pieces that follow each other, the first of which begins at `place`."""
+    for text, ends_document in pieces:
+        yield PlacedPiece(text, ends_document, place)
+        place = place.after(text)
 
 
 # A cut before white space that follows text is exact: in GPT-2's splitting pattern no match crosses it
@@ -119,12 +165,15 @@ def _pieces_of_row(value: object, where: str, data: DataSettings, reading: Readi
         raise DataError(f"{where}: the text is {type(value).__name__} {value!r:.60}, not a string.")
 
 
-def _split_at_markers(pieces: Iterable[Piece], reading: Reading, where: str) -> Iterator[Piece]:
+def _split_at_markers(
+    pieces: Iterable[PlacedPiece], reading: Reading, where: str
+) -> Iterator[PlacedPiece]:
     """End a document at each literal <|endoftext|>; drop documents that are only white space."""
     is_open = False  # Whether a piece of the current document has been yielded.
     lead = ""  # White space that the current document began with.
+    lead_place = Place(where)
     follows_marker = False
-    for text, ends_document in pieces:
+    for text, ends_document, place in pieces:
         reading.carriage_returns_removed += text.count("\r\n")
         parts = text.replace("\r\n", "\n").split(END_OF_TEXT)
         reading.end_of_text_markers += len(parts) - 1
@@ -132,16 +181,17 @@ def _split_at_markers(pieces: Iterable[Piece], reading: Reading, where: str) -> 
             ends_at_marker = index < len(parts) - 1
             ends = ends_document or ends_at_marker
             if is_open or part.strip():
-                yield Piece(lead + part, ends)
+                yield PlacedPiece(lead + part, ends, lead_place if lead else place)
                 is_open, lead = not ends, ""
             else:
                 # What stands behind a document's last marker is no document unless it has text.
                 reading.empty_documents_dropped += ends and (ends_at_marker or not follows_marker)
-                lead = "" if ends else lead + part
+                lead, lead_place = "" if ends else lead + part, lead_place if lead else place
                 if len(lead) > MAX_LEADING_SPACE:
                     raise DataError(
                         f"{where}: a document begins with over {MAX_LEADING_SPACE:,} characters of "
                         "white space. It is no text."
                     )
+            place = place.after(part)
             if ends:
                 follows_marker = ends_at_marker

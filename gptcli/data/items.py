@@ -22,6 +22,8 @@ from gptcli.errors import DataError
 
 MAX_LABELS_SHOWN = 12
 ROWS_BETWEEN_NOTICES = 1000
+AN_EXAMPLE = "an example"
+"""Of what a summary tells."""
 
 
 class Item(Protocol):
@@ -137,6 +139,8 @@ class LengthLimit:
     """data.too_long: cut, drop or refuse."""
     cut: int = 0
     dropped: int = 0
+    tokens_lost: int = 0
+    """Of both."""
     lengths: list[int] = field(default_factory=list)
     """Of all that was asked for, in tokens, before any cut."""
 
@@ -152,8 +156,10 @@ class LengthLimit:
             )
         if self.rule == "drop":
             self.dropped += 1
+            self.tokens_lost += token_count
             return 0
         self.cut += 1
+        self.tokens_lost += token_count - self.context_length
         return self.context_length
 
 
@@ -189,7 +195,11 @@ def report_items(
         "validation": {"examples": len(validation), "tokens": validation.token_count},
         **({"labels": labels} if labels is not None else {}),
         "length_percentiles": lengths,
-        "too_long": {"cut": limit.cut, "dropped": limit.dropped},
+        "too_long": {
+            "cut": limit.cut,
+            "dropped": limit.dropped,
+            "tokens_lost": limit.tokens_lost,
+        },
         "repeated_in_training": items.repeated,
         "held_out_but_trained_on": items.overlap,
         **(counts or {}),
@@ -221,16 +231,16 @@ def report_items(
     for name, count in (counts or {}).items():
         if count:
             summary.append((name.replace("_", " "), f"{count:,}"))
-    summary.append(("an example", sample))
+    summary.append((AN_EXAMPLE, sample))
     return ItemReport(ledger, summary)
 
 
 def length_percentiles(lengths: np.ndarray) -> dict[str, int]:
-    """Return the lengths, in tokens, that so many in a hundred do not exceed."""
+    """Return the shortest length, and those that so many in a hundred do not exceed."""
     if not len(lengths):
         return {}
-    values = np.percentile(lengths, [50, 90, 99, 100], method="higher")
-    names = ("median", "90%", "99%", "longest")
+    values = np.percentile(lengths, [0, 50, 90, 99, 100], method="higher")
+    names = ("shortest", "median", "90%", "99%", "longest")
     return {name: int(value) for name, value in zip(names, values, strict=True)}
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
-from gptcli.data.documents import Piece, read_documents
+from gptcli.data.documents import PlacedPiece, read_placed
 from gptcli.data.ledger import Ledger, Reading, SplitCount
 from gptcli.data.sources import Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
@@ -133,6 +133,21 @@ def stored_ledger(
     if not _is_whole(folder):
         return None
     return Ledger.from_dict(json.loads((folder / "store.json").read_text())["ledger"])
+
+
+def read_split(settings: Settings, reading: Reading) -> Iterator[tuple[str, PlacedPiece]]:
+    """Yield the text once more, as (split, piece), the training text first or mixed with the other.
+
+    reading: of the first time, which decides the split: `PreparedText.ledger.reading`.
+    """
+    data = settings.data
+    sources = find_sources(data.source, data, Reading())
+    split = _decide_split(settings, reading, has_own_validation=bool(data.validation_source))
+    yield from split.assign(read_placed(sources, data, Reading()))
+    if data.validation_source:
+        others = find_sources(data.validation_source, data, Reading())
+        for piece in read_placed(others, data, Reading()):
+            yield VALIDATION, piece
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -279,15 +294,15 @@ def _build(
     data = settings.data
     for some_sources in filter(None, (sources, validation_sources)):
         documents_before = reading.documents
-        for piece in read_documents(some_sources, data, reading):
+        for piece in read_placed(some_sources, data, reading):
             del piece
             notify(PreparationProgress("reading", reading.bytes, None))
         if reading.documents == documents_before:
             raise DataError(f"{_listed(some_sources)}: there is no text, only white space.")
     split = _decide_split(settings, reading, has_own_validation=bool(validation_sources))
 
-    def pieces() -> Iterator[tuple[str, Piece]]:
-        return split.assign(read_documents(sources, data, Reading()))
+    def pieces() -> Iterator[tuple[str, PlacedPiece]]:
+        return split.assign(read_placed(sources, data, Reading()))
 
     if tokenizer is None:
         assert settings.tokenizer.train is not None
@@ -297,8 +312,8 @@ def _build(
     # Ids can lie above the count of tokens where a vocabulary has gaps.
     dtype = token_dtype(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
 
-    def own_validation() -> Iterator[tuple[str, Piece]]:
-        for piece in read_documents(validation_sources, data, Reading()):
+    def own_validation() -> Iterator[tuple[str, PlacedPiece]]:
+        for piece in read_placed(validation_sources, data, Reading()):
             yield VALIDATION, piece
 
     encoder = TextEncoder(tokenizer)
@@ -338,8 +353,10 @@ def _listed(sources: Iterable[Source]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _batches_of_pieces(pieces: Iterable[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
-    batch: list[tuple[str, Piece]] = []
+def _batches_of_pieces(
+    pieces: Iterable[tuple[str, PlacedPiece]],
+) -> Iterator[list[tuple[str, PlacedPiece]]]:
+    batch: list[tuple[str, PlacedPiece]] = []
     characters = 0
     for name, piece in pieces:
         batch.append((name, piece))
@@ -362,7 +379,7 @@ class _Split:
     cut_at_byte: int | None = None
     documents_cut: int = 0
 
-    def assign(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Piece]]:
+    def assign(self, pieces: Iterable[PlacedPiece]) -> Iterator[tuple[str, PlacedPiece]]:
         """Yield (split, piece); with cut_at_byte, one piece may be yielded in two parts."""
         if self.cut_at_byte is not None:
             yield from self._cut(pieces, self.cut_at_byte)
@@ -375,7 +392,7 @@ class _Split:
             yield VALIDATION if is_held_out else TRAIN, piece
             document += piece.ends_document
 
-    def _cut(self, pieces: Iterable[Piece], cut: int) -> Iterator[tuple[str, Piece]]:
+    def _cut(self, pieces: Iterable[PlacedPiece], cut: int) -> Iterator[tuple[str, PlacedPiece]]:
         begin = 0
         is_open = False  # Whether the training split holds the start of the current document.
         for piece in pieces:
@@ -387,8 +404,9 @@ class _Split:
                 # Half a character is no text: the cut moves to the character's start.
                 head = piece.text.encode()[: max(0, cut - begin)].decode(errors="ignore")
                 # For the model, the text ends at the cut.
-                yield TRAIN, Piece(head, True)
-                yield VALIDATION, Piece(piece.text[len(head) :], piece.ends_document)
+                rest = piece.text[len(head) :]
+                yield TRAIN, PlacedPiece(head, True, piece.place)
+                yield VALIDATION, PlacedPiece(rest, piece.ends_document, piece.place.after(head))
                 self.documents_cut = 1
                 is_open = False
             else:

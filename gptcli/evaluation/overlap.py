@@ -92,7 +92,7 @@ class ItemGrams:
         ids: list[int] = []
         counts: list[int] = []
         for text in texts:
-            words = _words().findall(text.casefold())
+            words = words_of(text)
             ids += [self._ids.setdefault(word, len(self._ids)) for word in words]
             counts.append(len(words))
         self._longest_word = max(map(len, self._ids))
@@ -246,7 +246,7 @@ class CopiedSpans:
         copying, best = np.unique(texts[order], return_index=True)
         for index, suffix in zip(copying.tolist(), order[best].tolist(), strict=True):
             text = self._bytes[starts[suffix] : ends[suffix]].tobytes().decode()
-            spans[index] = CopiedSpan(text, len(text), len(_words().findall(text.casefold())))
+            spans[index] = CopiedSpan(text, len(text), len(words_of(text)))
         return spans
 
     def _handed_on(self) -> np.ndarray:
@@ -302,6 +302,11 @@ class _HashTable:
         indices = np.minimum(np.searchsorted(self.hashes, candidates), len(self.hashes) - 1)
         is_found = self.hashes[indices] == candidates
         return places[is_found], indices[is_found]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, case-folded."""
+    return _words().findall(text.casefold())
 
 
 @cache

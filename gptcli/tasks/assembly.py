@@ -148,6 +148,7 @@ def assemble_job(
         task=task,
         model=model,
         is_new=trainable.is_new,
+        tokenizer=tokenizer,
         save_model=save,
         micro_batch_size=_micro_batch_size(settings, compute, model, data.longest),
         steps_per_epoch=steps_per_epoch,

@@ -148,6 +148,7 @@ def conversation_examples(
         if kept and (targets == IGNORED).all():  # The cut has left nothing to learn.
             limit.cut -= 1
             limit.dropped += 1
+            limit.tokens_lost += kept
             kept = 0
         if kept:
             examples.append(Example(ids[:kept], targets, item.where))

@@ -399,8 +399,10 @@ class Windows:
                     )
                 if limit.rule == "drop":
                     limit.dropped += 1
+                    limit.tokens_lost += made.token_count
                     continue
                 limit.cut += 1
+                limit.tokens_lost += made.question_tokens - limit.context_length // 2
             self.in_several += len(made.windows) > 1
             yield question, made
 

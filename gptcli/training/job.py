@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from gptcli.config.schema import Settings
 from gptcli.generation.samples import Sample
 from gptcli.training.loop import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Job:
     is_new: bool
     """Whether the model, or its head, has learnt nothing yet; another is scored before the first step,
     so that people see what the training changes, and keep the model if it does it no good."""
+    tokenizer: PreTrainedTokenizerFast
     save_model: Callable[[Path], None]
     """Writes the model folder, as it is now, to a path."""
     micro_batch_size: int

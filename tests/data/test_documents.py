@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 import gptcli.data.documents
 import gptcli.data.rows
 from gptcli.config.schema import ColumnSettings, DataSettings
-from gptcli.data.documents import read_documents
+from gptcli.data.documents import read_documents, read_placed
 from gptcli.data.ledger import Reading
 from gptcli.data.sources import HubSource, find_sources
 from gptcli.data.tokenizing import encode_batch, load_tokenizer
@@ -583,3 +583,36 @@ def test_an_empty_file_among_others_is_left_out_and_one_that_is_named_is_an_erro
     assert reading.files_left_out == [str(tmp_path / "empty.txt")]
     with pytest.raises(DataError, match="is empty"):
         find_sources(str(tmp_path / "empty.txt"), DataSettings(), Reading())
+
+
+def test_every_piece_says_where_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["", "one", "two<|endoftext|>", "", "<|endoftext|>three", "", "four<|endoftext|>five", "six"]
+    file = tmp_path / "a.txt"
+    file.write_bytes("\r\n".join(lines).encode())
+    for size in (1 << 20, 16, 3):
+        read_in_blocks(monkeypatch, size)
+        found = {}
+        data = DataSettings()
+        for text, _, place in read_placed(find_sources(str(file), data, Reading()), data, Reading()):
+            for word in ("one", "two", "three", "four", "five", "six"):
+                if (offset := text.find(word)) >= 0:
+                    found[word] = place.of(text, offset)
+        assert found == {
+            word: f"{file}:{next(n for n, line in enumerate(lines, 1) if word in line)}"
+            for word in found
+        }
+        assert size < 16 or len(found) == 6
+
+
+def test_a_line_that_is_a_document_and_a_row_say_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\n two\nthree")
+    (tmp_path / "b.jsonl").write_text('{"text": "four\\nfive"}\n\n{"text": "six"}\n')
+    data = DataSettings(text_unit="line")
+    pieces = list(read_placed(find_sources(str(tmp_path), data, Reading()), data, Reading()))
+    assert [(piece.text, piece.place.of(piece.text, len(piece.text))) for piece in pieces] == [
+        ("one", f"{tmp_path}/a.txt:1"),
+        (" two", f"{tmp_path}/a.txt:3"),
+        ("three", f"{tmp_path}/a.txt:4"),
+        ("four\nfive", f"{tmp_path}/b.jsonl:1"),
+        ("six", f"{tmp_path}/b.jsonl:3"),
+    ]

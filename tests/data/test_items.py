@@ -48,7 +48,7 @@ def test_a_split_that_leaves_one_side_empty_is_refused(
 
 def test_percentiles_are_lengths_that_occur() -> None:
     # Of 1 to 200, half do not exceed 100 or 101; the higher is taken, so that half truly fit.
-    expected = {"median": 101, "90%": 181, "99%": 199, "longest": 200}
+    expected = {"shortest": 1, "median": 101, "90%": 181, "99%": 199, "longest": 200}
     assert length_percentiles(np.arange(1, 201)) == expected
     assert length_percentiles(np.array([])) == {}
 
@@ -58,6 +58,7 @@ def test_what_is_too_long_is_cut_dropped_or_refused() -> None:
     assert [cut.fit(n, "") for n in (9, 10, 11)] == [9, 10, 10]
     assert [drop.fit(n, "") for n in (9, 10, 11)] == [9, 10, 0]
     assert (cut.cut, cut.dropped, drop.cut, drop.dropped) == (1, 0, 0, 1)
+    assert (cut.tokens_lost, drop.tokens_lost) == (1, 11)
     assert cut.lengths == [9, 10, 11]
     with pytest.raises(DataError, match=r"row 3 has 11 tokens; model\.context_length is 10, and"):
         refuse.fit(11, "row 3")

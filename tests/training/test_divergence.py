@@ -97,6 +97,7 @@ class Runs:
             task=SometimesNaN(self.batches, bad_batches, held_out_losses or []),
             model=trained,
             is_new=True,
+            tokenizer=self.tokenizer,
             save_model=lambda path: save_model(trained, self.tokenizer, path),
             micro_batch_size=4,
             steps_per_epoch=1.0,
