@@ -42,14 +42,23 @@ class LabelLikelihood:
     """Scores labels behind texts."""
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerFast, labels: list[str], template: str
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        labels: list[str],
+        template: str,
+        *,
+        is_int8: bool = False,
     ) -> None:
-        """model: a GPT2LMHeadModel. Raises ConfigError for a template that leaves no room for a text."""
+        """model: a GPT2LMHeadModel. is_int8: products with its weights as bytes, of a model in float32.
+
+        Raises ConfigError for a template that leaves no room for a text.
+        """
         check_template(template)
         self._device = model.device
-        self._forward = ScoringForward(model)
+        self._forward = ScoringForward(model, is_int8=is_int8)
         self._tokenizer = tokenizer
-        self._head = NextTokenHead(model)
+        self._head = NextTokenHead(model, is_int8=is_int8)
         before, after = template.removesuffix(LABEL).split(TEXT)
         self._before, self._after = before, after.rstrip()
         # GPT-2's tokens begin with a space, so that before a label is a part of it.

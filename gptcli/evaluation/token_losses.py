@@ -26,7 +26,8 @@ def measure_targets(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Measured:
     """Return what was measured of each example's targets; bytes are those of the text they stand for."""
-    forward, head = ScoringForward(loaded.model), NextTokenHead(loaded.model)
+    forward = ScoringForward(loaded.model, is_int8=compute.is_int8)
+    head = NextTokenHead(loaded.model, is_int8=compute.is_int8)
     device = compute.device
     budget = TokenBudget.of_device(device.type, examples.longest)
     sums = np.zeros((len(examples), 4))

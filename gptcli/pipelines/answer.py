@@ -95,7 +95,7 @@ class Answerer:
                 f"{self.loaded.name}: its context of {self.context_length} tokens is too short to "
                 f"answer questions; that takes {MIN_CONTEXT_LENGTH}."
             )
-        self._forward = ScoringForward(self.loaded.model)
+        self._forward = ScoringForward(self.loaded.model, is_int8=self.compute.is_int8)
         self._budget = TokenBudget.of_device(self.compute.device.type, self.context_length)
         self._stride = data.stride
         self._top_k = top_k

@@ -148,6 +148,8 @@ def look(
     error = ConfigError if origin is None else DataError
     where = origin or "The text"
     check_unicode(text, error, where)
+    if runtime.precision == "int8":
+        raise ConfigError("--precision int8: attention is looked at in fp32, bf16 or fp16.")
     if runtime.precision == "auto":  # As they are, not as the nearest numbers of bfloat16.
         runtime = runtime.model_copy(update={"precision": "fp32"})
     found = find_model(model_name)

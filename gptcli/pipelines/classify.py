@@ -69,9 +69,9 @@ class ClassificationHead:
     tokens_beside = 0
     """Tokens that every text takes with it through the model."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, is_int8: bool) -> None:
         self._loaded = loaded
-        self._forward = ScoringForward(loaded.model)
+        self._forward = ScoringForward(loaded.model, is_int8=is_int8)
         loaded.model.score.float()  # As `scored` wants it.
 
     def encode(self, texts: list[tuple[str, str | None]]) -> list[tuple[list[int], bool]]:
@@ -119,11 +119,13 @@ class Classifier:
                     f"classifier of its own labels, {_listed(label_names(found.config))}. Leave it out."
                 )
             loaded = load_model(*where)
-            self._scorer = LabelLikelihood(loaded.model, loaded.tokenizer, labels, template)
+            self._scorer = LabelLikelihood(
+                loaded.model, loaded.tokenizer, labels, template, is_int8=self._compute.is_int8
+            )
             self.labels, self.objective = labels, "single-label"
         else:
             loaded = load_model(*where, kind="classification")
-            self._scorer = ClassificationHead(loaded)
+            self._scorer = ClassificationHead(loaded, is_int8=self._compute.is_int8)
             self.labels, self.objective = (
                 label_names(loaded.model.config),
                 objective_of(loaded.model.config),
