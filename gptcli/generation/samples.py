@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gptcli.config.schema import Settings
@@ -12,6 +11,7 @@ from gptcli.data.input_rows import check_unicode
 from gptcli.errors import ConfigError
 from gptcli.generation.decoder import Decoder, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
+from gptcli.training.job import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 50
 """Most new tokens of a sample, if generation says nothing of length."""
 _SETTING = "evaluation.sample_prompts"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt, and what the model wrote after it."""
-
-    prompt: str
-    text: str
 
 
 class SampleWriter:

@@ -35,7 +35,7 @@ class Int8Matrix:
         levels = (weight / scales[:, None]).round_().to(torch.int8).contiguous()
         zeros = torch.zeros(len(scales), dtype=torch.long)
         with warnings.catch_warnings():
-            # That torch will drop its quantized tensors: has_int8 looks whether they are there.
+            # That torch will drop its quantized tensors: multiplies_int8 looks whether they are there.
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
             self._for_one_row = torch.ops.quantized.linear_prepack(quantized, None)
@@ -79,15 +79,3 @@ class Int8Matrix:
                 *(1.0, 0, torch.float32, "none", [], ""),
             ),
         )
-
-
-def has_int8() -> bool:
-    """Return whether this torch, on this processor, has exact products of bytes."""
-    # Without VNNI, sums of two products are cut off at 16 bits.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return (
-        bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
-        and torch.backends.quantized.engine in ("x86", "fbgemm")
-        and hasattr(torch.ops.onednn, "qlinear_prepack")
-        and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-    )

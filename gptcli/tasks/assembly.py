@@ -25,7 +25,7 @@ from gptcli.data.tokenizing import (
     train_tokenizer,
 )
 from gptcli.errors import ConfigError, DataError
-from gptcli.generation.samples import Sample, SampleWriter
+from gptcli.generation.samples import SampleWriter
 from gptcli.models.adapters import without_adapters
 from gptcli.models.attention import use_plain_attention
 from gptcli.models.saving import save_model
@@ -34,7 +34,7 @@ from gptcli.planning.memory import Device, automatic_micro_batch_size
 from gptcli.planning.shape import Shape
 from gptcli.training.compiling import choose_compilation
 from gptcli.training.device import Compute
-from gptcli.training.job import DataSize, EvaluatedTask, Job, count_parameters
+from gptcli.training.job import DataSize, EvaluatedTask, Job, Sample, count_parameters
 from gptcli.training.loss import summed_head_loss
 
 if TYPE_CHECKING:

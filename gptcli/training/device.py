@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import EnvironmentProblem
-from gptcli.models.int8_matrix import has_int8
 
 # Of malloc.h: no mapping of its own for a large block, nothing given back, 64 MiB more at a time, and
 # one pool for all threads, so that the backward pass finds what the forward pass has freed.
@@ -93,14 +93,40 @@ def keep_freed_memory() -> None:
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     free.argtypes = [ctypes.c_void_p]
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if _promises_all():  # Addresses that are kept for later would be missing elsewhere.
+        return
     # Addresses alone: memory is taken where something is written. They stay with the process.
     size = _physical_memory() // 2
     address = malloc(size)
-    if address is None:  # More than the system promises to one process.
+    if address is None:  # More than one process may have.
         return
     first = -(-address // _LARGE_PAGE) * _LARGE_PAGE
     madvise(first, (address + size - first) // _LARGE_PAGE * _LARGE_PAGE, _MADV_HUGEPAGE)
     free(address)
+
+
+def multiplies_int8() -> bool:
+    """Return whether this torch, on this processor, has exact products of bytes."""
+    # Without VNNI, sums of two products are cut off at 16 bits.
+    capabilities = _cpu_capabilities()
+    return (
+        bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+        and torch.backends.quantized.engine in ("x86", "fbgemm")
+        and hasattr(torch.ops.onednn, "qlinear_prepack")
+        and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+    )
+
+
+def _cpu_capabilities() -> dict[str, Any]:
+    # Public since torch 2.11; on older ones the CPU counts as one without.
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def _promises_all() -> bool:
+    """Whether Linux counts addresses as memory, though nothing is written there."""
+    with suppress(OSError):
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    return False
 
 
 def _physical_memory() -> int:
@@ -149,7 +175,7 @@ def _choose_precision(name: str, device: torch.device, for_training: bool) -> tu
         raise EnvironmentProblem(
             f"runtime.precision is int8, which is for CPUs; the device is {device}. Use auto or bf16."
         )
-    if name == "int8" and not has_int8():
+    if name == "int8" and not multiplies_int8():
         raise EnvironmentProblem(
             "runtime.precision is int8, which this torch cannot do on this processor. Use auto or bf16."
         )
@@ -163,6 +189,5 @@ def _choose_precision(name: str, device: torch.device, for_training: bool) -> tu
 
 
 def _cpu_multiplies_bf16() -> bool:
-    # Public since torch 2.11; on older ones the CPU counts as one without.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = _cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

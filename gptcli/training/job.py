@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from gptcli.config.schema import Settings
-from gptcli.generation.samples import Sample
 from gptcli.training.loop import Task
 
 if TYPE_CHECKING:
@@ -52,6 +51,14 @@ class DataSize:
     tokens: int
     examples: int | None = None
     """None for running text."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what the model, as it was, wrote after it."""
+
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)

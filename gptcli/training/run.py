@@ -32,7 +32,6 @@ from gptcli.config.loading import dump_settings
 from gptcli.config.schema import Settings
 from gptcli.errors import ConfigError, Diverged, EnvironmentProblem, InterruptedRun, ModelError
 from gptcli.files import write_text
-from gptcli.generation.samples import Sample
 from gptcli.training.checkpoint import (
     Origin,
     check_disk_space,
@@ -46,7 +45,7 @@ from gptcli.training.checkpoint import (
 )
 from gptcli.training.compiling import compile_layers, uncompiled
 from gptcli.training.device import Compute
-from gptcli.training.job import Evaluation, Job, count_parameters
+from gptcli.training.job import Evaluation, Job, Sample, count_parameters
 from gptcli.training.loop import (
     MicroBatchHalved,
     Progress,

@@ -40,10 +40,11 @@ def qa_folder(
 
 @pytest.fixture
 def answer(run: Run, qa_folder: Path) -> Run:
-    """Run `gptcli answer --model` with the tiny model."""
+    """Run `gptcli answer --model` with the tiny model, in float32 if nothing else is asked for."""
 
     def answer(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        return run("answer", "--model", qa_folder, *arguments, stdin=stdin)
+        precision = () if "--precision" in arguments else ("--precision", "fp32")
+        return run("answer", "--model", qa_folder, *precision, *arguments, stdin=stdin)
 
     return answer
 

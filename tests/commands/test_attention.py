@@ -201,6 +201,10 @@ def test_a_text_that_is_no_text_or_too_long_is_refused(attention: Run, model_fol
     assert attention("深" * 10 + "ab").code == 0
 
 
+def test_bytes_are_no_precision_to_look_at_attention_in(attention: Run) -> None:
+    assert "attention is looked at in fp32" in refused(attention("The cat", "--precision", "int8"), 2)
+
+
 def test_a_page_is_refused_where_it_cannot_be_written(attention: Run, tmp_path: Path) -> None:
     line = refused(attention(TEXT, "--html", tmp_path), 2)
     assert line == f"--html {tmp_path} is a folder; it takes a file."

@@ -340,7 +340,7 @@ def test_what_a_format_cannot_hold_is_named(classify: Run, lines: str, kind: str
         (["x", "--threshold", "0.3"], "--threshold is for several labels a text"),
         (["x", "--threshold", "1.5"], "--threshold"),
         (["x", "--top-k", "0"], "--top-k"),
-        (["x", "--precision", "int8"], "runtime.precision is 'int8'; it must be"),
+        (["x", "--precision", "int4"], "runtime.precision is 'int4'; it must be"),
         (["-", "--set", "data.encoding=utf-9"], "Python knows no such text encoding."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gptcli.models.int8_matrix import has_int8
+from gptcli.training.device import multiplies_int8
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import Cli
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch has no int8 products here")
+needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this torch has no int8 products here")
 
 
 @pytest.fixture

@@ -231,7 +231,8 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         ("data: {encoding: ''}", "my.yaml:1: data.encoding is ''; it must be text that is not empty."),
         (
             "runtime: {precision: fp8}",
-            "my.yaml:1: runtime.precision is 'fp8'; it must be 'auto', 'fp32', 'bf16' or 'fp16'.",
+            "my.yaml:1: runtime.precision is 'fp8'; it must be 'auto', 'fp32', 'bf16', 'fp16' or "
+            "'int8'.",
         ),
         (
             "runtime: {device: gpu}",

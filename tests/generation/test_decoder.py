@@ -15,10 +15,10 @@ from gptcli.generation import decoder as decoding
 from gptcli.generation.decoder import Decoder, Finished, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
 from gptcli.models.decoding_forward import DecodingForward
-from gptcli.models.int8_matrix import has_int8
+from gptcli.training.device import multiplies_int8
 
 CONTEXT_LENGTH = 32
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch has no int8 products here")
+needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this torch has no int8 products here")
 NOT_A_TOKEN = -1
 PROMPTS = [[0], [5], [40, 41, 42], [0, 99, 7, 7, 7, 250], list(range(100, 120))]
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from gptcli.models import int8_matrix
-from gptcli.models.int8_matrix import Int8Matrix, has_int8
+from gptcli.models.int8_matrix import Int8Matrix
+from gptcli.training.device import multiplies_int8
 
-pytestmark = pytest.mark.skipif(not has_int8(), reason="no exact products of bytes here")
+pytestmark = pytest.mark.skipif(not multiplies_int8(), reason="no exact products of bytes here")
 
 
 @pytest.fixture(params=["layout for few rows", "layout for many rows"])

@@ -13,8 +13,7 @@ import torch
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import ConfigError, EnvironmentProblem, ExitCode
-from gptcli.models.int8_matrix import has_int8
-from gptcli.training.device import choose_compute
+from gptcli.training.device import choose_compute, multiplies_int8
 from tests.conftest import REPOSITORY
 
 HAS_CUDA = torch.cuda.is_available()
@@ -90,7 +89,7 @@ def test_int8_is_for_models_that_are_used_and_refused_for_training() -> None:
     settings = RuntimeSettings(device="cpu", precision="int8")
     with pytest.raises(ConfigError, match=r"int8, which is for using a model, not for training one"):
         choose_compute(settings, for_training=True)
-    if not has_int8():
+    if not multiplies_int8():
         with pytest.raises(EnvironmentProblem, match="which this torch cannot do"):
             choose_compute(settings, for_training=False)
         return
