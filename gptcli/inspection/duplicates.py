@@ -35,7 +35,7 @@ MAX_WORDS = 10_000_000
 """About 60 MB of English. What comes later is not compared, which is then said."""
 MAX_TEXTS = 2_000_000
 FEW = 0.01
-"""Up to this share, repetitions are no reason to do anything."""
+"""Up to this share of the text, repetitions are no reason to do anything."""
 # Runs that are looked at together.
 _AT_ONCE = 2**20
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
@@ -246,8 +246,8 @@ def copies_findings(copies: Repeats, unit: str) -> Iterator[Finding]:
 def near_findings(near: Repeats, unit: str) -> Iterator[Finding]:
     message = (
         f"{near.repeated:,} of {near.texts:,} different {unit} of {MIN_WORDS} words or more "
-        f"({share(near.repeated, near.texts)}) are nearly the same as an earlier one: {NEAR:.0%} of the "
-        f"runs of {RUN_WORDS} words, or more, are in both"
+        f"({share(near.repeated, near.texts)}) are nearly the same as an earlier one: {NEAR:.0%} or "
+        f"more of their runs of {RUN_WORDS} words are in both"
     )
     yield from _of_repeats("near-duplicates", near, message)
 
@@ -261,7 +261,7 @@ def _of_repeats(subject: str, repeats: Repeats, message: str) -> Iterator[Findin
         file, _, place = repeats.earlier.rpartition(":")
         is_same_file = file == repeats.where.rpartition(":")[0]
         where = f"{repeats.where} as {place.strip() if is_same_file else repeats.earlier}"
-    is_few = repeats.repeated <= FEW * repeats.texts
+    is_few = repeats.repeated_characters <= FEW * repeats.characters
     if is_few:
         yield Finding("ok", subject, message, where)
         return

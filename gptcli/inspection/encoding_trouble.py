@@ -124,7 +124,7 @@ class EncodingTrouble:
             yield Finding(
                 "problem",
                 "encoding",
-                f"{lost:,} bytes are not {encoding.upper()} and were read as U+FFFD",
+                f"bytes that are not {encoding.upper()} were read as U+FFFD, {_times(lost)}",
                 None if replacement is None else replacement.where,
                 "Set data.encoding to what the files are in (latin-1, cp1252, shift_jis, gb18030, ...).",
             )
@@ -143,7 +143,8 @@ class EncodingTrouble:
             yield Finding(
                 "problem",
                 "encoding",
-                f"{reading.lone_surrogates_replaced:,} halves of surrogate pairs were read as U+FFFD",
+                "halves of surrogate pairs were read as U+FFFD, "
+                f"{_times(reading.lone_surrogates_replaced)}",
                 None if replacement is None else replacement.where,
                 "Whatever wrote the JSON has cut characters apart: write it anew.",
             )
@@ -177,7 +178,7 @@ class EncodingTrouble:
                 yield Finding(
                     self._level(trouble.count),
                     "encoding",
-                    f"{trouble.count:,} {what}: {trouble.example}",
+                    f"{what}, {_times(trouble.count)}: {trouble.example}",
                     trouble.where,
                     advice,
                 )

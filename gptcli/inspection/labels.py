@@ -91,7 +91,8 @@ def contradiction_findings(items: Sequence[LabelledText]) -> Iterator[Finding]:
         yield Finding(
             "problem" if len(contradicted) > 0.01 * len(first) else "warning",
             "contradictions",
-            f"{len(contradicted):,} texts stand there with different labels",
+            f"{share(len(contradicted), len(first))} of the texts ({len(contradicted):,}) stand there "
+            "with different labels",
             example,
             "Only one can be right: mend or leave out the others.",
         )

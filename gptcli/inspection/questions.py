@@ -8,6 +8,29 @@ from typing import Any
 from gptcli.inspection.findings import Finding
 
 
+def window_findings(ledger: Mapping[str, Any], questions: int, context_length: int) -> Iterator[Finding]:
+    """Yield which questions are cut; texts never are, but may need several windows.
+
+    questions: of both splits. ledger: of question answering.
+    """
+    lost, several = ledger["too_long"], ledger["questions_in_several_windows"]
+    count, what = (lost["cut"], "cut") if lost["cut"] else (lost["dropped"], "dropped")
+    windows = (
+        f"the texts of {several:,} are longer than the context of {context_length:,} tokens and are "
+        "read in several windows"
+    )
+    if not count:
+        yield Finding("ok", "length", f"none of {questions:,} questions is cut; {windows}")
+        return
+    yield Finding(
+        "warning",
+        "length",
+        f"{count:,} of {questions:,} questions are longer than half of the context and are {what}: "
+        f"{lost['tokens_lost']:,} tokens are lost; {windows}",
+        advice="A larger model.context_length keeps more, if the model has it; else shorten them.",
+    )
+
+
 def question_findings(ledger: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what is to be said of the answers. ledger: of question answering."""
     repaired, lost = ledger["answers_repaired"], ledger["answers_dropped"]

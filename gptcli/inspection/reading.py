@@ -15,15 +15,15 @@ def reading_findings(reading: Reading) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "reading",
-            f"{empty:,} rows or documents have no text, or lack a part, and are left out",
+            f"rows or documents without text, or without a part that is needed, are left out: {empty:,}",
             advice="Look whether data.columns names the right columns.",
         )
     if left_out:
         yield Finding(
             "warning",
             "reading",
-            f"{len(left_out):,} files are not read, as {left_out[0]}",
+            f"files of other types are not read: {len(left_out):,}, such as {left_out[0]}",
             advice="What they hold must be text, or rows; a .json file is read if it is named itself.",
         )
     if not empty and not left_out:
-        yield Finding("ok", "reading", f"all of {reading.documents:,} documents or rows are used")
+        yield Finding("ok", "reading", "no document, row or file is left out")

@@ -23,7 +23,7 @@ from gptcli.data.preparation import (
     prepare_text,
     read_split,
 )
-from gptcli.evaluation.overlap import MIN_WORDS, ItemGrams
+from gptcli.evaluation.overlap import MIN_WORDS, ItemGrams, words_of
 from gptcli.inspection.duplicates import (
     Copies,
     NearCopies,
@@ -46,7 +46,7 @@ from gptcli.inspection.lengths import (
     tokenizer_findings,
 )
 from gptcli.inspection.passages import Passages
-from gptcli.inspection.questions import question_findings
+from gptcli.inspection.questions import question_findings, window_findings
 from gptcli.inspection.reading import reading_findings
 from gptcli.inspection.rendering import RenderedExample, render_labels, render_places, render_tokens
 from gptcli.inspection.scripts import Scripts
@@ -63,8 +63,8 @@ MAX_BATCHES = 500
 """Of which the padding is counted: an epoch of a large data set has no other share."""
 ITEMS_BETWEEN_NOTICES = 1000
 BYTES_BETWEEN_NOTICES = 2**20
-MIN_CHARACTERS = 24
-"""Of a passage in a script without spaces; shorter ones are headings, as those of few words."""
+LONG_ENOUGH = 200
+"""Characters of a passage whose words need not be counted to see that there are some."""
 MAX_HELD_OUT_CHARACTERS = 20_000_000
 """Looked for in the training text, of which memory is for their runs of words."""
 
@@ -151,13 +151,14 @@ def _of_text(settings: Settings, job: Job, prepared: PreparedText, looks: _Looks
     fit = Fit(context_length, reading.documents, 0, 0, epoch["tokens_lost"], tokens.total)
     found = _Found(
         looks,
-        fit,
+        fit.tokens,
         padding,
         "passages",
         "passages",
         findings=[
             *size_findings(None, job.validation.tokens),
             *([] if overlap is None else overlap_findings(overlap, "passages")),
+            *fit_findings(fit),
         ],
         facts={
             "document_tokens": tokens.as_dict(),
@@ -183,7 +184,7 @@ def _look_at_text(settings: Settings, reading: Reading, looks: _Looks) -> dict[s
             where = place.of(text, len(text) - len(text.lstrip()))
             # White space around a passage is no part of it, and neither is a heading of a few words.
             text = text.strip()
-            if text.count(" ") + text.count("\n") + 1 < MIN_WORDS and len(text) < MIN_CHARACTERS:
+            if len(text) < LONG_ENOUGH and len(words_of(text)) < MIN_WORDS:
                 continue
             looks.copies.add(text, where)
             looks.near.add(text, where)
@@ -243,7 +244,7 @@ def _of_items(settings: Settings, job: Job, items: Items[Any], looks: _Looks) ->
     unit, compared = _UNITS[settings.task]
     found = _Found(
         looks,
-        fit,
+        fit.tokens,
         padding_of(_first_epoch(job), job.micro_batch_size),
         unit,
         compared,
@@ -251,6 +252,11 @@ def _of_items(settings: Settings, job: Job, items: Items[Any], looks: _Looks) ->
             *_task_findings(settings, job, items),
             *size_findings(len(items.validation), job.validation.tokens),
             *([] if overlap is None else overlap_findings(overlap, compared)),
+            *(
+                window_findings(ledger, len(items.train) + len(items.validation), fit.context_length)
+                if settings.task == "question-answering"
+                else fit_findings(fit)
+            ),
         ],
         facts={"overlap": None if overlap is None else asdict(overlap)},
         summary=[],
@@ -333,10 +339,13 @@ class _Found:
     """What was found, that of the task and that of all."""
 
     looks: _Looks
-    fit: Fit
+    tokens: int
+    """Of all that was read, before any cut."""
     padding: Padding
     unit: str
+    """What equal inputs are called."""
     compared: str
+    """What nearly equal texts are called."""
     findings: list[Finding]
     facts: dict[str, Any]
     summary: list[tuple[str, str]]
@@ -352,8 +361,7 @@ class _Found:
             *copies_findings(copies, self.unit),
             *near_findings(near, self.compared),
             *self.findings,
-            *fit_findings(self.fit),
-            *tokenizer_findings(self.fit.tokens, reading.bytes, next(iter(scripts), None)),
+            *tokenizer_findings(self.tokens, reading.bytes, next(iter(scripts), None)),
             *padding_findings(self.padding),
         ]
         facts = {

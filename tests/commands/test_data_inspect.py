@@ -135,4 +135,4 @@ def test_each_kind_of_trouble_is_counted_as_it_was_put_in(run: Run, tmp_path: Pa
         ("labels", "rows.jsonl:64"),
     }
     reading = next(finding for finding in found["findings"] if finding["subject"] == "reading")
-    assert reading["message"].startswith("1 rows or documents have no text")
+    assert reading["message"].endswith("are left out: 1")

@@ -120,9 +120,9 @@ def test_what_is_behind_the_limit_is_said_not_to_be_compared(monkeypatch: pytest
     assert "; 2 more, behind them, were not compared" in finding.message
 
 
-def test_one_in_a_hundred_is_nothing_to_warn_of() -> None:
-    for repeated, level in ((0, "ok"), (1, "ok"), (2, "warning")):
-        (finding,) = copies_findings(Repeats(100, repeated, 1000, 30, "b:2", "a:1"), "examples")
+def test_a_hundredth_of_the_text_is_nothing_to_warn_of() -> None:
+    for characters, level in ((0, "ok"), (10, "ok"), (30, "warning")):
+        (finding,) = copies_findings(Repeats(100, 2, 1000, characters, "b:2", "a:1"), "examples")
         assert finding.level == level
     assert finding.message == "2 of 100 examples (2.0%) repeat an earlier one, 3.0% of the text"
     assert finding.where == "b:2 as a:1"

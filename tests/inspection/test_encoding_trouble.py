@@ -89,4 +89,4 @@ def test_undecodable_bytes_are_a_problem_however_few() -> None:
     trouble = trouble_in("x" * 100_000 + "\n\ufffd")
     (finding,) = trouble.findings(Reading(undecodable_bytes_replaced=1), "utf-8")
     assert (finding.level, finding.where) == ("problem", "a.txt:2")
-    assert finding.message == "1 bytes are not UTF-8 and were read as U+FFFD"
+    assert finding.message == "bytes that are not UTF-8 were read as U+FFFD, once"

@@ -52,7 +52,7 @@ def test_a_label_of_nearly_all_examples_is_what_accuracy_would_hide() -> None:
 def test_a_text_with_two_labels_is_named_with_both_places() -> None:
     some = items(("x", "a"), ("y", "a"), ("x", "a"), ("x", "b"), ("x", "c"), ("y", "a"))
     (finding,) = contradiction_findings(some)
-    assert finding.message == "1 texts stand there with different labels"
+    assert finding.message == "50.0% of the texts (1) stand there with different labels"
     assert (finding.level, finding.where) == ("problem", "row 4 and row 1")
     (fine,) = contradiction_findings(some[:3])
     assert fine.level == "ok"
