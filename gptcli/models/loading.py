@@ -127,17 +127,7 @@ def load_model(
 def load_found(found: FoundModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Return the model itself, of whatever kind it is. Raises as `load_model` does."""
     model = _load(found, found.kind, dtype, is_new_head=False, is_trained=False)
-    _fuse_activation(model)
     return LoadedModel(model.to(device).eval(), found.tokenizer(), found.name)
-
-
-def _fuse_activation(model: Any) -> None:
-    """Let the model compute GPT-2's gelu_new in one kernel instead of many: the same function."""
-    from torch import nn
-
-    if model.config.activation_function == "gelu_new":
-        for block in model.transformer.h:
-            block.mlp.act = nn.GELU(approximate="tanh")
 
 
 def load_for_training(
@@ -266,6 +256,8 @@ def _load(
     import torch
     from torch import nn
 
+    from gptcli.models.architecture import fuse_activation
+
     weights = _read_weights(found)
     found.config._attn_implementation = "sdpa"
     try:
@@ -288,6 +280,7 @@ def _load(
         found_weights[name] = nn.Parameter(weight.to(dtype, copy=is_trained))
     model.load_state_dict(found_weights, strict=False, assign=True)
     model.tie_weights()
+    fuse_activation(model)
     return model
 
 

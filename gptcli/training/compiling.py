@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 from gptcli.config.schema import Settings
@@ -55,6 +56,9 @@ def choose_compilation(
 
 def compile_layers(model: Any) -> None:
     """Let the layers of a GPT-2 be compiled when they are first used."""
+    # What is cheap to make again and goes into a matrix product, the outputs of layer norms and of the
+    # activation function, would be kept all the same: a third of all that layers keep.
+    torch._functorch.config.ban_recompute_materialized_backward = False
     for block in model.transformer.h:
         if isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "tanh":
             block.mlp.act = FusableGelu()

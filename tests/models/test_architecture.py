@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gptcli.config.schema import ModelSettings, SizeName
-from gptcli.models.architecture import model_config, new_model
+from gptcli.models.architecture import fuse_activation, model_config, new_model
+from gptcli.training.compiling import FusableGelu, compile_layers
 from gptcli.training.job import count_parameters
 
 GPT2_VOCABULARY = 50_257
@@ -82,3 +84,26 @@ def test_every_token_of_a_tokenizer_with_gaps_has_an_embedding(
 ) -> None:
     monkeypatch.setattr(tokenizer, "get_vocab", lambda: {"a": 0, "b": 700})
     assert model_config(ModelSettings(size="tiny"), tokenizer).vocab_size == 701
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_pytorch_tanh"])
+def test_a_fused_activation_is_the_function_of_that_name(name: str) -> None:
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=50, activation_function=name)
+    model = GPT2LMHeadModel(config)
+    inputs = torch.linspace(-8, 8, 1001)
+    expected = model.transformer.h[0].mlp.act(inputs)
+    fuse_activation(model)
+    assert isinstance(model.transformer.h[0].mlp.act, nn.GELU)
+    torch.testing.assert_close(model.transformer.h[0].mlp.act(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_another_activation_function_stays() -> None:
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=50, activation_function="relu")
+    model = GPT2LMHeadModel(config)
+    fuse_activation(model)
+    assert isinstance(model.transformer.h[0].mlp.act, nn.ReLU)
+
+
+def test_compiling_finds_the_activation_of_a_new_model(model: GPT2LMHeadModel) -> None:
+    compile_layers(model)  # Nothing is compiled before it is used.
+    assert isinstance(model.transformer.h[0].mlp.act, FusableGelu)
