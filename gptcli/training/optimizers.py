@@ -56,6 +56,22 @@ class Optimizers:
                     adjust_lr_fn="match_rms_adamw",
                 )
             )
+        self._make_state()
+
+    def _make_state(self) -> None:
+        """Make what the optimizers would make at their first step.
+
+        Made there, it would lie in what the activations have left, in gaps between the gradients, and
+        the gaps that stay would be of little use to the next step's activations.
+        """
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in filter(lambda weight: weight.requires_grad, group["params"]):
+                    for quantity in _QUANTITIES[type(optimizer)]:
+                        made = torch.zeros_like(parameter, requires_grad=False)
+                        # Fused optimizers keep their step count on the device, in float32.
+                        is_count = quantity == "step"
+                        optimizer.state[parameter][quantity] = made.new_zeros(()) if is_count else made
 
     def step(self, learning_rate: float) -> None:
         """Update the weights from their gradients, then drop the gradients."""

@@ -129,3 +129,22 @@ def test_the_weight_that_embedding_and_head_share_is_counted_once(model: GPT2LMH
     # Vocabulary, positions, two blocks of 12 n^2 + 13 n, the last layer norm; n = 32.
     blocks = 2 * (12 * 32 * 32 + 13 * 32)
     assert moments == model.config.vocab_size * 32 + 32 * 32 + blocks + 2 * 32
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_is_made_before_the_first_step_as_torch_makes_it(
+    model: GPT2LMHeadModel, optimizer: OptimizerName
+) -> None:
+    model.transformer.wpe.requires_grad_(False)
+    optimizers = Optimizers(model, TrainingSettings(optimizer=optimizer))
+    made = optimizers.state_tensors()
+    assert all(not state.any() for state in made.values())
+    for one in optimizers._optimizers:
+        one.state.clear()
+    set_gradients(model, 0)
+    model.transformer.wpe.weight.grad = None
+    optimizers.step(1e-3)
+    lazily = optimizers.state_tensors()
+    assert {name: (state.shape, state.dtype) for name, state in made.items()} == {
+        name: (state.shape, state.dtype) for name, state in lazily.items()
+    }
