@@ -1,18 +1,20 @@
 """Causal attention on a CPU as plain matrix products and a softmax, for some queries at a time.
 
-torch's fused kernel for CPUs saves the memory of the attention weights, but multiplies in small blocks,
-and makes the weights again in its backward pass. Up to a few thousand tokens, where that memory is
-little, plain products are faster. Queries are taken in groups, so that most of the keys that come later
-than a group are left out; the weights are kept for the backward pass.
+torch's fused kernels for CPUs save the memory of the attention weights, but multiply in small blocks;
+plain products are faster, but for one case: in bfloat16, where the CPU has instructions for matrices
+(AMX), the fused forward pass takes half of their time. Queries are taken in groups, so that most of the
+keys that come later than a group are left out. The weights are made again in the backward pass and never
+kept, as in Dao et al. 2022 (https://arxiv.org/abs/2205.14135).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -43,17 +45,18 @@ def plain_attention(
 
     query, key, value: (batch, heads, tokens, width). As `transformers` calls it.
     """
-    batch, heads, tokens, width = query.shape
+    tokens, width = query.shape[2:]
     is_causal_alone = attention_mask is None and key.shape[2] == tokens
     if not is_causal_alone or tokens > MAX_TOKENS:
         found, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return found, None
-    parts = (part.reshape(batch * heads, tokens, width) for part in (query, key, value))
-    attend: Any = _CausalAttention.apply
-    attended = attend(*parts, width**-0.5 if scaling is None else scaling, dropout)
-    return attended.view(batch, heads, tokens, width).transpose(1, 2), None
+    scale = width**-0.5 if scaling is None else scaling
+    # Drawn here: what is dropped is the same again in the backward pass.
+    seed = torch.randint(2**62, ()) if dropout else None
+    attended: Tensor = _attend(query, key, value, scale, dropout, seed)
+    return attended, None
 
 
 def group_weights(query: Tensor, keys: Tensor, first: int, end: int, hidden: Tensor) -> Tensor:
@@ -72,60 +75,144 @@ def later_keys(query: Tensor, count: int) -> Tensor:
     return query.new_full((count, count), -torch.inf).triu_(1)
 
 
-class _CausalAttention(torch.autograd.Function):
-    """Of (n, tokens, width) queries, keys and values; n: of all heads of all sequences."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
-    ) -> Tensor:
-        tokens = query.shape[1]
-        query = query * scale
-        # Of a group, the last keys are as many as its queries: each looks at those up to its own.
-        later = later_keys(query, QUERIES_AT_ONCE)
-        attended = torch.empty_like(value)
-        kept: list[Tensor] = []
-        for first in range(0, tokens, QUERIES_AT_ONCE):
-            end = min(first + QUERIES_AT_ONCE, tokens)
-            hidden = later[: end - first, : end - first]
-            weights = group_weights(query, key.transpose(1, 2), first, end, hidden)
-            noise = _dropout_noise(weights, dropout)
-            attended[:, first:end] = (weights * noise if dropout else weights) @ value[:, :end]
-            kept += (weights, noise)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.scale, ctx.dropout = scale, dropout
-        return attended
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        tokens = query.shape[1]
-        of_query = torch.empty_like(query)
-        # Sums over groups of queries.
-        of_key, of_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
-        for number, first in enumerate(range(0, tokens, QUERIES_AT_ONCE)):
-            end = min(first + QUERIES_AT_ONCE, tokens)
-            weights, noise = kept[2 * number : 2 * number + 2]
-            of_group = gradient[:, first:end]
-            used = weights * noise if ctx.dropout else weights
-            of_value[:, :end] += used.transpose(1, 2) @ of_group
-            of_weights = of_group @ value[:, :end].transpose(1, 2)
-            if ctx.dropout:
-                of_weights *= noise
-            of_scores = torch._softmax_backward_data(of_weights, weights, 2, weights.dtype)
-            of_query[:, first:end] = of_scores @ key[:, :end]
-            of_key[:, :end] += of_scores.transpose(1, 2) @ query[:, first:end]
-        of_query *= ctx.scale
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+# Operators of their own, so that a compiler does not look into them: it would see that the backward pass
+# makes the same weights, and keep them.
+@torch.library.custom_op("gptcli::attend", mutates_args=())
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, seed: Tensor | None
+) -> Tensor:
+    if not dropout and query.dtype == torch.bfloat16 and _has_matrix_instructions():
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, True, scale=scale
+        )[0]
+        return found.transpose(1, 2).contiguous()
+    batch, heads, tokens, width = query.shape
+    query, key, value = _scaled(query, scale), _by_head(key), _by_head(value)
+    attended = value.new_empty(batch, tokens, heads, width)
+    for first, end, weights, noise in _groups(query, key, dropout, seed):
+        of_group = (weights * noise if dropout else weights) @ value[:, :end]
+        attended[:, first:end] = of_group.view(batch, heads, end - first, width).transpose(1, 2)
+    return attended
 
 
-def _dropout_noise(weights: Tensor, probability: float) -> Tensor:
+@torch.library.custom_op("gptcli::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value. gradient: (batch, tokens, heads, width)."""
+    shape = query.shape
+    query, key, value = _scaled(query, scale), _by_head(key), _by_head(value)
+    gradient = _by_head(gradient.transpose(1, 2))
+    of_query = torch.empty_like(query)
+    # Sums over groups of queries.
+    of_key, of_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
+    space = query.new_empty(query.shape[0] * QUERIES_AT_ONCE * query.shape[1])
+    for first, end, weights, noise in _groups(query, key, dropout, seed):
+        of_group = gradient[:, first:end]
+        used = weights * noise if dropout else weights
+        of_value[:, :end] += used.transpose(1, 2) @ of_group
+        of_weights = space[: weights.numel()].view(weights.shape)
+        torch.bmm(of_group, value[:, :end].transpose(1, 2), out=of_weights)
+        if dropout:
+            of_weights *= noise
+        of_scores = torch.ops.aten._softmax_backward_data.out(
+            of_weights, weights, 2, weights.dtype, grad_input=of_weights
+        )
+        of_query[:, first:end] = of_scores @ key[:, :end]
+        of_key[:, :end] += of_scores.transpose(1, 2) @ query[:, first:end]
+    of_query *= scale
+    return of_query.view(shape), of_key.to(key.dtype).view(shape), of_value.to(value.dtype).view(shape)
+
+
+def _by_head(part: Tensor) -> Tensor:
+    """Return (n, tokens, width) of (batch, heads, tokens, width); n: all heads of all sequences."""
+    return part.reshape(-1, *part.shape[2:])
+
+
+def _scaled(query: Tensor, scale: float) -> Tensor:
+    """Return the same of queries, times `scale`."""
+    scaled = torch.empty_like(query, memory_format=torch.contiguous_format)
+    return _by_head(torch.mul(query, scale, out=scaled))
+
+
+def _groups(
+    query: Tensor, key: Tensor, dropout: float, seed: Tensor | None
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield of each group of queries the first, the end, the attention weights, and their noise.
+
+    The weights of a group take the place of those before.
+    """
+    heads, tokens, _ = query.shape
+    # Of a group, the last keys are as many as its queries: each looks at those up to its own.
+    later = later_keys(query, min(tokens, QUERIES_AT_ONCE))
+    generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+    space = query.new_empty(heads * len(later) * tokens)
+    for first in range(0, tokens, QUERIES_AT_ONCE):
+        end = min(first + QUERIES_AT_ONCE, tokens)
+        size = end - first
+        weights = space[: heads * size * end].view(heads, size, end)
+        torch.bmm(query[:, first:end], key[:, :end].transpose(1, 2), out=weights)
+        weights[..., first:] += later[:size, :size]
+        torch.softmax(weights, -1, out=weights)
+        yield first, end, weights, _dropout_noise(weights, dropout, generator)
+
+
+def _dropout_noise(weights: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """Return what to multiply weights with: 0, or what makes up for those; (0,) without dropout."""
     if not probability:
         return weights.new_empty(0)
-    return torch.empty_like(weights).bernoulli_(1 - probability).div_(1 - probability)
+    noise = torch.empty_like(weights).bernoulli_(1 - probability, generator=generator)
+    return noise.div_(1 - probability)
 
+
+@lru_cache(maxsize=1)
+def _has_matrix_instructions() -> bool:
+    # Public since torch 2.11; on older ones the CPU counts as one without.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
+
+
+@_attend.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, seed: Tensor | None
+) -> Tensor:
+    batch, heads, tokens, width = query.shape
+    return value.new_empty(batch, tokens, heads, width)
+
+
+@_attend_backward.register_fake
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, ctx.scale, ctx.dropout, seed = inputs
+    ctx.save_for_backward(query, key, value, seed)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, seed = ctx.saved_tensors
+    gradients: tuple[Tensor, Tensor, Tensor] = _attend_backward(
+        gradient, query, key, value, ctx.scale, ctx.dropout, seed
+    )
+    return *gradients, None, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_save_for_backward)
 
 AttentionInterface.register(PLAIN_ATTENTION, plain_attention)
 # None where causal attention is all that is asked for, as for the fused kernel.

@@ -20,12 +20,13 @@ LIBRARIES = {"cpu": 455_000_000, "cuda": 500_000_000, "mps": 455_000_000}
 # Freed memory stays with the process (training/device.py), some of it in pieces that are too small for
 # what comes next: this share of what a step takes and frees, measured by benchmarks/planning.py.
 LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.2, "fp16": 0.2}
-# Up to this length a CPU keeps attention weights, of so many queries at a time for all keys up to the
-# last of them (models/attention.py).
+# Up to this length a CPU attends by plain products (models/attention.py).
 PLAIN_ATTENTION_TOKENS = 2048
-QUERIES_AT_ONCE = 256
-# Rows whose scores over the vocabulary are there at once (training/loss.py).
+# Rows whose scores over the vocabulary are there at once, and on a CPU, scores that are in float32 at
+# once and words of a slice of the vocabulary (training/loss.py).
 HEAD_ROWS = {"cpu": 1024, "cuda": 4096, "mps": 4096}
+SCORES_AT_ONCE = 2**20
+WORDS_AT_ONCE = 2**13
 # micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU. On a GPU it
 # starts from the whole batch and is halved until it fits.
 AUTO_NUMBERS = 2**27
@@ -63,24 +64,12 @@ def layer_activations(
         Kept("what it gives, into c_proj", inner, product),
         Kept("mean and deviation of both layer norms", 4, 4),
     ]
-    if is_plain:
-        kept.append(Kept("attention weights", heads * _mean_keys(length), product))
-    else:
+    if not is_plain:
         kept.append(Kept("normalizers of attention weights", heads, 4))
     if dropout:
-        # A GPU keeps a byte a number, and fused attention nothing but a seed.
-        mask = product if device == "cpu" else 1
-        kept.append(Kept("dropout masks of both outputs", 2 * width, mask))
-        if is_plain:
-            kept.append(Kept("dropout mask of attention weights", heads * _mean_keys(length), mask))
+        # A GPU keeps a byte a number. What attention drops is drawn again.
+        kept.append(Kept("dropout masks of both outputs", 2 * width, product if device == "cpu" else 1))
     return kept
-
-
-def _mean_keys(length: int) -> int:
-    """Return how many attention weights a token has in each head: those of its group's last query."""
-    ends = [min(first + QUERIES_AT_ONCE, length) for first in range(0, length, QUERIES_AT_ONCE)]
-    begins = [0, *ends[:-1]]
-    return sum((end - begin) * end for begin, end in zip(begins, ends, strict=True)) // length
 
 
 @dataclass(frozen=True)
@@ -163,14 +152,16 @@ def _outside_of_layers(shape: Shape, product: int) -> int:
 
 def _head_loss(shape: Shape, tokens: int, product: int, device: Device, is_whole: bool) -> int:
     """Return the bytes of the head's loss beside the gradient of its weights (training/loss.py)."""
-    numbers = min(tokens, HEAD_ROWS[device]) * shape.vocab_size
+    rows = min(tokens, HEAD_ROWS[device])
+    numbers = rows * shape.vocab_size
+    at_once = min(numbers, SCORES_AT_ONCE) if device == "cpu" else numbers
     half = 0 if product == 4 else product
-    # Scores, and in float32 their logarithms (and a copy); from the second part on, the gradient of the
-    # scores of the part before.
-    scores = (8 + half + (product if tokens > HEAD_ROWS[device] else 0)) * numbers
     matrix = shape.vocab_size * shape.n_embd
-    of_part = 2 * product * numbers + (product * matrix if is_whole else 0)
-    return half * matrix + max(scores, of_part)
+    words = min(shape.vocab_size, WORDS_AT_ONCE if device == "cpu" else shape.vocab_size)
+    # Scores, whose gradient takes their place. Beside them, in float32, their logarithms and a copy, and
+    # then the gradient of a slice of the head.
+    of_part = max((8 + half) * at_once, product * words * shape.n_embd if is_whole else 0)
+    return half * matrix + product * numbers + of_part
 
 
 def optimizer_bytes(shape: Shape, settings: Settings) -> int:
@@ -203,7 +194,6 @@ def automatic_micro_batch_size(shape: Shape, batch_size: int, length: int, devic
     """Return what micro_batch_size: auto begins with."""
     if device == "cuda":
         return batch_size
-    # What is kept for the backward pass, about: activations and attention weights; the head keeps none.
-    weights = shape.n_head * min(length, PLAIN_ATTENTION_TOKENS)
-    numbers = shape.n_layer * (16 * shape.n_embd + weights)
+    # What is kept for the backward pass, about; the head keeps nothing.
+    numbers = shape.n_layer * 16 * shape.n_embd
     return max(1, min(batch_size, AUTO_NUMBERS // (numbers * length)))

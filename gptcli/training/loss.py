@@ -18,10 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from gptcli.data.batches import IGNORED
 
-# Rows whose scores are in memory at once: more need fewer sums over the weight's gradient, fewer less of
-# the cache.
+# Rows whose scores are in memory at once: more need fewer sums over the weight's gradient.
 ROWS = {"cpu": 1024}
 ROWS_GPU = 4096
+# Scores of which a CPU makes probabilities at once, in float32: few enough for its cache.
+NUMBERS_AT_ONCE = 2**20
+# Words of a slice of the vocabulary on a CPU: tensors no larger than those of the layers fit into the
+# gaps that these have left.
+WORDS_AT_ONCE = 2**13
 
 LossAndChange = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -52,8 +56,29 @@ def summed_head_loss(
     return cast(Tensor, summed(rows, weight, chosen, label_smoothing, function, is_learning))
 
 
+def replace_by_change(
+    slices: list[Tensor], chosen: Tensor, smoothing: float, function: LossAndChange
+) -> Tensor:
+    """Return the summed loss, and put its gradient in the place of the scores.
+
+    slices: (rows, some of the vocabulary) each, the scores. chosen: (rows, 1), the targets.
+    """
+    rows, vocabulary = len(chosen), sum(scores.shape[1] for scores in slices)
+    count = max(1, NUMBERS_AT_ONCE // vocabulary) if chosen.device.type == "cpu" else rows
+    total = torch.zeros((), device=chosen.device)
+    for first in range(0, rows, count):
+        parts = [scores[first : first + count] for scores in slices]
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        loss, change = function(scores, chosen[first : first + count], smoothing)
+        total += loss
+        sizes = [part.shape[1] for part in parts]
+        for part, of_part in zip(parts, torch.split(change, sizes, 1), strict=True):
+            part.copy_(of_part)
+    return total
+
+
 def loss_and_change(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the summed loss and its gradient for the scores, (rows, vocabulary), in their type.
+    """Return the summed loss and its gradient for the scores, (rows, vocabulary), in float32.
 
     chosen: (rows, 1), the targets.
     """
@@ -68,7 +93,7 @@ def loss_and_change(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[T
     change.scatter_add_(1, chosen, torch.full_like(of_chosen, smoothing - 1))
     if smoothing:
         change -= smoothing / vocabulary
-    return loss, change.to(scores.dtype)
+    return loss, change
 
 
 def _fusable_loss_and_change(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -99,25 +124,33 @@ class _SummedHeadLoss(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wants_hidden, wants_weight = (is_learning and wanted for wanted in ctx.needs_input_grad[:2])
-        inputs, head = hidden.to(dtype), weight.to(dtype)
-        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        inputs = hidden.to(dtype)
+        words = WORDS_AT_ONCE if device == "cpu" else len(weight)
+        heads = [part.to(dtype) for part in torch.split(weight, words)]
+        of_hidden = torch.zeros_like(hidden) if wants_hidden else None
         of_weight = torch.zeros_like(weight) if wants_weight else None
+        of_heads = None if of_weight is None else torch.split(of_weight, words)
         count = ROWS.get(device, ROWS_GPU)
         total = torch.zeros((), device=hidden.device)
         for first in range(0, len(inputs), count):
             part, chosen = inputs[first : first + count], targets[first : first + count, None]
-            scores = F.linear(part, head)
+            slices = [F.linear(part, head) for head in heads]
             if not (wants_hidden or wants_weight):
                 total += F.cross_entropy(
-                    scores.float(), chosen[:, 0], reduction="sum", label_smoothing=smoothing
+                    torch.cat(slices, 1).float(),
+                    chosen[:, 0],
+                    reduction="sum",
+                    label_smoothing=smoothing,
                 )
                 continue
-            loss, change = function(scores, chosen, smoothing)
-            total += loss
-            if of_hidden is not None:
-                of_hidden[first : first + count] = change @ head
-            if of_weight is not None:
-                of_weight += change.T @ part
+            total += replace_by_change(slices, chosen, smoothing, function)
+            for number, head in enumerate(heads):
+                change = slices[number]
+                if of_hidden is not None:
+                    of_hidden[first : first + count] += change @ head
+                if of_heads is not None:
+                    of_heads[number].add_(change.T @ part)
+            del slices, change  # Before the next ones are made.
         ctx.of_hidden, ctx.of_weight = of_hidden, of_weight
         return total
 
@@ -126,4 +159,6 @@ class _SummedHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(scale)
         of_weight = None if ctx.of_weight is None else ctx.of_weight.mul_(scale)
+        # Held by nobody else, they are added to and not copied; the loss may live on.
+        ctx.of_hidden = ctx.of_weight = None
         return of_hidden, of_weight, None, None, None, None

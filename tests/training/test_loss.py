@@ -55,12 +55,15 @@ def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
+@pytest.mark.parametrize("words", [4, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("learns", ["both", "hidden", "weight"])
 def test_loss_and_gradients_equal_those_of_torch_on_all_scores_at_once(
-    rows: int, smoothing: float, learns: str, monkeypatch: pytest.MonkeyPatch
+    rows: int, words: int, smoothing: float, learns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loss_module.ROWS, "cpu", rows)
+    monkeypatch.setattr(loss_module, "WORDS_AT_ONCE", words)
+    monkeypatch.setattr(loss_module, "NUMBERS_AT_ONCE", 3 * 11)
     torch.manual_seed(0)
     targets = torch.randint(0, 11, (3, 7))
     targets[0, 2:5] = IGNORED
