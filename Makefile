@@ -7,8 +7,9 @@ HARNESS_READY := .venv-harness/ready
 PEERS_READY := .venv-peers/ready
 LITGPT_READY := .venv-litgpt/ready
 TIKTOKEN_READY := .venv-tiktoken/ready
+LLAMA_CPP_READY := .venv-llama-cpp/ready
 
-.PHONY: help setup demo test test-all lint docs bench bench-tasks bench-scoring bench-training bench-preparation bench-quality clean
+.PHONY: help setup demo test test-all lint docs bench bench-tasks bench-scoring bench-training bench-preparation bench-quality bench-inference clean
 
 help:
 	@echo "make demo      set up .venv, pretrain a small GPT-2 on the embedded text, generate from it"
@@ -25,6 +26,8 @@ help:
 	@echo "               compare the speed of tokenizing with run_clm.py and tiktoken (5 minutes)"
 	@echo "make bench-quality NANOGPT=PATH"
 	@echo "               compare time and quality of pretrain with nanoGPT (45 minutes)"
+	@echo "make bench-inference"
+	@echo "               compare the speed of generate with transformers, CTranslate2, llama.cpp (an hour)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      write the generated pages in docs/ anew"
 	@echo "make clean     remove all .venv* and caches; runs/ stays"
@@ -83,7 +86,7 @@ bench-training: $(READY) $(PEERS_READY) $(LITGPT_READY)
 # Of the same torch; litgpt wants an older huggingface_hub than ours, and requests, which it does not ask for.
 $(PEERS_READY): constraints.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers accelerate datasets
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers accelerate datasets ctranslate2
 	@touch $(PEERS_READY)
 
 $(LITGPT_READY): constraints.txt
@@ -102,6 +105,15 @@ $(TIKTOKEN_READY):
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/time_to_quality.py shakespeare wikitext --nanogpt $(NANOGPT)
 
+bench-inference: $(READY) $(PEERS_READY) $(LITGPT_READY) $(LLAMA_CPP_READY)
+	$(BIN)/python benchmarks/inference.py
+
+# Built for this processor, which takes a C++ compiler and some minutes. gguf and safetensors write its model.
+$(LLAMA_CPP_READY): constraints.txt
+	$(PYTHON) -m venv .venv-llama-cpp
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'llama-cpp-python' gguf safetensors
+	@touch $(LLAMA_CPP_READY)
+
 clean:
-	rm -rf .venv .venv-harness .venv-peers .venv-litgpt .venv-tiktoken build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-harness .venv-peers .venv-litgpt .venv-tiktoken .venv-llama-cpp build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
