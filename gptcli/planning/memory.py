@@ -20,8 +20,8 @@ LIBRARIES = {"cpu": 455_000_000, "cuda": 500_000_000, "mps": 455_000_000}
 # Freed memory stays with the process (training/device.py), some of it in pieces that are too small for
 # what comes next: this share of what a step takes and frees, measured by benchmarks/planning.py.
 LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.2, "fp16": 0.2}
-# Up to this length a CPU attends by plain products (models/attention.py).
-PLAIN_ATTENTION_TOKENS = 2048
+# Up to these lengths a CPU attends by plain products, and keeps the weights (models/attention.py).
+PLAIN_ATTENTION_TOKENS, KEPT_WEIGHTS_TOKENS = 2048, 256
 # Rows whose scores over the vocabulary are there at once, and on a CPU, scores that are in float32 at
 # once and words of a slice of the vocabulary (training/loss.py).
 HEAD_ROWS = {"cpu": 1024, "cuda": 4096, "mps": 4096}
@@ -64,11 +64,16 @@ def layer_activations(
         Kept("what it gives, into c_proj", inner, product),
         Kept("mean and deviation of both layer norms", 4, 4),
     ]
-    if not is_plain:
+    is_short = device == "cpu" and length <= KEPT_WEIGHTS_TOKENS
+    if is_short:
+        kept.append(Kept("attention weights", heads * length, product))
+    elif not is_plain:
         kept.append(Kept("normalizers of attention weights", heads, 4))
     if dropout:
-        # A GPU keeps a byte a number. What attention drops is drawn again.
+        # A GPU keeps a byte a number. What attention drops is drawn again, but for short texts.
         kept.append(Kept("dropout masks of both outputs", 2 * width, product if device == "cpu" else 1))
+        if is_short:
+            kept.append(Kept("dropout mask of attention weights", heads * length, product))
     return kept
 
 

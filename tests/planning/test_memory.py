@@ -48,11 +48,11 @@ def test_weights_gradients_and_optimizer_are_those_by_hand() -> None:
 def test_a_layer_keeps_what_is_listed_by_hand() -> None:
     # 8 wide, 32 within, 2 heads over 16 tokens. Numbers a token in the type of products: 8 into c_attn,
     # 24 of queries, keys and values, 8 into c_proj, 8 into c_fc, 32 and 32 around the activation
-    # function. In float32: twice 8 of the residual stream, 4 of the layer norms.
+    # function, 32 attention weights. In float32: twice 8 of the residual stream, 4 of the layer norms.
     in_bf16 = sum(kept.bytes for kept in layer_activations(SHAPE, 16, "bf16", "cpu", False))
-    assert in_bf16 == 2 * (8 + 24 + 8 + 8 + 32 + 32) + 4 * (8 + 8 + 4)
+    assert in_bf16 == 2 * (8 + 24 + 8 + 8 + 32 + 32 + 32) + 4 * (8 + 8 + 4)
     in_fp32 = sum(kept.bytes for kept in layer_activations(SHAPE, 16, "fp32", "cpu", False))
-    assert in_fp32 == 4 * (8 + 24 + 8 + 8 + 32 + 32) + 4 * (8 + 8 + 4)
+    assert in_fp32 == 4 * (8 + 24 + 8 + 8 + 32 + 32 + 32) + 4 * (8 + 8 + 4)
 
 
 def test_what_a_layer_keeps_is_what_autograd_saves() -> None:
@@ -101,6 +101,7 @@ def test_a_checkpoint_is_as_large_as_the_training_says(model: Any, training: dic
 
 def test_it_knows_the_numbers_that_the_training_goes_by() -> None:
     assert memory.PLAIN_ATTENTION_TOKENS == attention.MAX_TOKENS
+    assert memory.KEPT_WEIGHTS_TOKENS == attention.QUERIES_AT_ONCE
     assert memory.HEAD_ROWS["cpu"] == loss.ROWS["cpu"]
     assert memory.HEAD_ROWS["cuda"] == loss.ROWS_GPU
     assert memory.SCORES_AT_ONCE == loss.NUMBERS_AT_ONCE
