@@ -7,7 +7,7 @@ This is the only place where a setting or a default is defined: the command refe
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -89,6 +89,32 @@ def _columns(value: object) -> object:
     if isinstance(value, list) and len(value) >= 2 and all(isinstance(item, str) for item in value):
         return value
     raise ValueError("it must be the name of a column, or a list of two columns or more")
+
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
+def _trackers(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if (
+        isinstance(names, list)
+        and all(name in get_args(TrackerName) for name in names)
+        and len(set(names)) == len(names)
+    ):
+        return names
+    raise ValueError(
+        f"it must be one of {', '.join(get_args(TrackerName))}, or a list of them, each once"
+    )
+
+
+_ONE_OR_SEVERAL_TRACKERS = WithJsonSchema(
+    {
+        "anyOf": [
+            {"enum": list(get_args(TrackerName))},
+            {"type": "array", "items": {"enum": list(get_args(TrackerName))}, "uniqueItems": True},
+        ]
+    }
+)
 
 
 class ModelSettings(Section):
@@ -544,6 +570,17 @@ class LoggingSettings(Section):
     """What is written down during training."""
 
     log_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    trackers: Annotated[list[TrackerName], BeforeValidator(_trackers), _ONE_OR_SEVERAL_TRACKERS] = Field(
+        [],
+        description="What draws the run while it goes on: tensorboard, wandb, trackio, or a list of "
+        "them; each needs `pip install gptcli[NAME]`.",
+    )
+    project: str | None = Field(
+        None,
+        min_length=1,
+        description="Project of wandb and trackio that the run is filed in; gptcli if not set, or what "
+        "WANDB_PROJECT says.",
+    )
 
 
 class Settings(Section):

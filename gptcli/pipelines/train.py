@@ -27,6 +27,7 @@ from gptcli.training.run import (
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.run_record import RunRecord
 from gptcli.training.stopping import StopSignals
+from gptcli.training.trackers import Trackers, load_trackers
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def run_training(
         return job, compute
 
     signals.raise_if_received()
+    trackers = Trackers(
+        load_trackers(settings.logging), lambda text: notify(Note(text, is_warning=True))
+    )
     if dry_run:
         job, compute = build()
         plan = make_plan(facts_of_job(job, compute))
@@ -116,7 +120,7 @@ def run_training(
             check_settings_match(checkpoint, settings, is_complete=False)
             settings = with_decisions_of(checkpoint, settings)
         job, compute = build()
-        run = TrainingRun(job, folder, compute, signals, notify)
+        run = TrainingRun(job, folder, compute, signals, notify, trackers)
         if checkpoint is not None:
             check_settings_match(checkpoint, job.settings)
             run.resume(checkpoint)
@@ -138,8 +142,10 @@ def run_training(
             limit = run.run()
         except Exception:
             _write_report(folder, notify)
+            trackers.end(is_finished=False)
             raise
         _write_report(folder, notify)
+        trackers.end(is_finished=True)
         return _result(folder, job, run.progress, f"finished: {limit}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from gptcli.files import flush_to_disk, write_text, writing_to
 class MetricsLog:
     """Appends lines; each is on its way to the disk when `append` returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, then: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
+        """then: gets each entry when it is written."""
         self._path = path
+        self._then = then
 
     def append(self, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, allow_nan=False) + "\n"
         with writing_to(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
+        self._then(entry)
 
     def flush(self) -> None:
         """Wait until all lines would survive a power cut."""

@@ -16,6 +16,7 @@ import datetime
 import json
 import math
 import platform
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -59,6 +60,7 @@ from gptcli.training.metrics_log import MetricsLog
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.stopping import StopSignals, reached_limit
+from gptcli.training.trackers import TrackedRun, Trackers
 
 # A resumed run may change these: they do not change what a step computes from the weights before it.
 HARMLESS_ON_RESUME = (
@@ -140,6 +142,7 @@ class TrainingRun:
         compute: Compute,
         signals: StopSignals,
         notify: Callable[[TrainingEvent], None],
+        trackers: Trackers,
     ) -> None:
         self._job = job
         self._settings = job.settings
@@ -155,7 +158,8 @@ class TrainingRun:
         self._signals = signals
         self._notify = notify
         self._optimizers = Optimizers(job.model, job.settings.training)
-        self._metrics = MetricsLog(folder.metrics)
+        self._trackers = trackers
+        self._metrics = MetricsLog(folder.metrics, then=trackers.log)
         self._saved_step: int | None = None
         self._elapsed_before = 0.0
         self.progress = Progress(micro_batch_size=job.micro_batch_size)
@@ -226,7 +230,9 @@ class TrainingRun:
         """
         self._started = time.monotonic()
         self._folder.remove_partial()
-        self._write_start()
+        tracked = self._tracked_run()
+        self._trackers.begin(tracked)
+        self._write_start(tracked)
         self._metrics.drop_after(self.progress.step, self.progress.evaluated_step)
         self._notify(
             Started(
@@ -387,6 +393,7 @@ class TrainingRun:
             self._rotate()  # A kill may have come before it, and the best may be another one since.
             return
         self._metrics.flush()  # A checkpoint that survives a power cut has its lines.
+        self._trackers.flush()
         path = save_checkpoint(
             self._folder.checkpoints, self._model, self._optimizers, self.progress, self._origin
         )
@@ -415,7 +422,18 @@ class TrainingRun:
                 }
             )
 
-    def _write_start(self) -> None:
+    def _tracked_run(self) -> TrackedRun:
+        """Return what trackers are told of this run, known again by what its run.json says."""
+        known = self._folder.read_facts().get("tracking_id")
+        return TrackedRun(
+            folder=self._folder,
+            tracking_id=known if isinstance(known, str) else secrets.token_hex(4),
+            is_known=isinstance(known, str),
+            step=self.progress.step,
+            settings=self._settings,
+        )
+
+    def _write_start(self, tracked: TrackedRun) -> None:
         """Write run.json, config.yaml and data.json."""
         self._facts = {
             "command": sys.argv,
@@ -425,6 +443,7 @@ class TrainingRun:
             "trained_parameters": self.trained_parameters,
             "fingerprints": {"data": self._origin.data, "tokenizer": self._origin.tokenizer},
             **self._job.facts,
+            **({"tracking_id": tracked.tracking_id} if tracked.is_known or self._trackers else {}),
             "versions": self._origin.versions,
             "hardware": {
                 "platform": platform.platform(),

@@ -63,6 +63,16 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, if logging.trackers asks for them."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What Weights & Biases sends, or will, if logging.trackers asks for it."""
+        return self.path / "wandb"
+
+    @property
     def save_now(self) -> Path:
         """Touching this file asks for a checkpoint after the current step."""
         return self.path / "save-now"
@@ -120,7 +130,7 @@ class RunFolder:
         """Raise ConfigError unless a run may be written here, as the options say."""
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other.")
-        for folder in (self.checkpoints, self.model):
+        for folder in (self.checkpoints, self.model, self.tensorboard, self.wandb):
             if folder.is_symlink():
                 raise ConfigError(
                     f"{folder} is a link, and what it leads to may be somebody else's. Remove it, or "
@@ -154,7 +164,8 @@ class RunFolder:
 
         if self.checkpoints.is_dir():
             remove_all_checkpoints(self.checkpoints)
-        remove_tree(self.model)
+        for folder in (self.model, self.tensorboard, self.wandb):
+            remove_tree(folder)
         self.remove_partial()
         for file in (self.report, self.config, self.ledger, self.metrics, self.run):
             file.unlink(missing_ok=True)

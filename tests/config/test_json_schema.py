@@ -74,6 +74,8 @@ def test_it_knows_every_setting_with_its_description() -> None:
         "evaluation: {choices: [a, b]}",
         "runtime: {device: 'cuda:1', threads: }",
         "runtime: {device: mps, precision: bf16}",
+        "logging: {trackers: tensorboard, project: mine}",
+        "logging: {trackers: [tensorboard, wandb]}",
     ],
 )
 def test_what_the_reader_takes_is_valid(tmp_path: Path, text: str) -> None:

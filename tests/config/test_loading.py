@@ -544,6 +544,7 @@ def test_problems_of_all_layers_are_reported_together(config: Path) -> None:
         ("validation_split_percentage", "data.validation_fraction"),
         ("output_dir", "--output-dir"),
         ("bf16", "runtime.precision"),
+        ("report_to", "logging.trackers"),
         # nanoGPT's train.py
         ("max_iters", "training.max_steps"),
         ("warmup_iters", "training.warmup_steps"),
@@ -554,6 +555,8 @@ def test_problems_of_all_layers_are_reported_together(config: Path) -> None:
         ("beta2", "training.adam_beta2"),
         ("dtype", "runtime.precision"),
         ("out_dir", "--output-dir"),
+        ("wandb_log", "logging.trackers"),
+        ("wandb_project", "logging.project"),
     ],
 )
 @pytest.mark.parametrize("section", ["", "training."])

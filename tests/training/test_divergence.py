@@ -24,6 +24,7 @@ from gptcli.training.loop import StepSkipped
 from gptcli.training.run import TrainingEvent, TrainingRun
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.stopping import StopSignals
+from gptcli.training.trackers import Trackers
 from tests.pipelines.test_train import (
     assert_same_weights,
     metrics_of,
@@ -109,7 +110,9 @@ class Runs:
             ledger={},
             summary=[],
         )
-        run = TrainingRun(job, folder, FP32, StopSignals(), events.append)
+        run = TrainingRun(
+            job, folder, FP32, StopSignals(), events.append, Trackers([], warn=pytest.fail)
+        )
         if resume:
             checkpoint, _ = newest_whole(folder.checkpoints)
             assert checkpoint is not None
