@@ -39,21 +39,25 @@ PAGES = [
         "attention",
         "export",
         "runs",
+        "from-nanogpt",
+        "from-trainer",
+        "from-litgpt",
     )
 ]
 # What a page takes for granted: runs that other pages make.
+RUN_MINE = (
+    "gptcli pretrain --config configs/pretrain/demo.yaml --set data.source=my-text/ "
+    "--output-dir runs/mine"
+)
 BEFORE = {
     "evaluation": [
-        "gptcli pretrain --config configs/pretrain/demo.yaml --set data.source=my-text/ "
-        "--output-dir runs/mine",
+        RUN_MINE,
         "gptcli finetune --config configs/finetune/classification.yaml --model runs/english "
         "--set data.source=texts.csv --output-dir runs/reviews",
         "gptcli finetune --config configs/finetune/question-answering.yaml --model runs/english",
     ],
-    "export": [
-        "gptcli pretrain --config configs/pretrain/demo.yaml --set data.source=my-text/ "
-        "--output-dir runs/mine"
-    ],
+    "export": [RUN_MINE],
+    "from-nanogpt": [RUN_MINE],
 }
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
@@ -222,9 +226,10 @@ def test_every_command_of_a_guide_runs(
 ) -> None:
     shown = shell_commands(page.read_text())
     assert len(shown) >= 3
-    # "Rows, such as `capitals.jsonl`:", and then the rows.
-    for name, rows in re.findall(r"`(\S+\.jsonl)`:\n\n```jsonl\n(.*?)```", page.read_text(), re.DOTALL):
-        Path(name).write_text(rows)
+    # "Rows, such as `capitals.jsonl`:", and then the rows; so with configs.
+    files = re.findall(r"`(\S+\.(jsonl|yaml))`:\n\n```\2\n(.*?)```", page.read_text(), re.DOTALL)
+    for name, _, content in files:
+        Path(name).write_text(content)
     for command in BEFORE.get(page.stem, []) + shown:
         run_command(command, monkeypatch, english_model)
 

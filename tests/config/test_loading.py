@@ -557,6 +557,12 @@ def test_problems_of_all_layers_are_reported_together(config: Path) -> None:
         ("out_dir", "--output-dir"),
         ("wandb_log", "logging.trackers"),
         ("wandb_project", "logging.project"),
+        # litgpt's TrainArgs
+        ("global_batch_size", "training.batch_size"),
+        ("lr_warmup_steps", "training.warmup_steps"),
+        ("max_norm", "training.max_grad_norm"),
+        ("max_time", "training.max_minutes"),
+        ("tokenizer_dir", "tokenizer.name"),
     ],
 )
 @pytest.mark.parametrize("section", ["", "training."])
