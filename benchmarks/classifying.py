@@ -46,8 +46,8 @@ from gptcli.config.schema import DataSettings, RuntimeSettings
 from gptcli.data.input_rows import find_input, read_texts
 from gptcli.data.ledger import Reading
 from gptcli.data.output_rows import OutputFile, RowWriter
-from gptcli.models.int8_matrix import has_int8
 from gptcli.pipelines.classify import Classifier, Columns
+from gptcli.training.device import multiplies_int8
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 BATCH_SIZE = 32
@@ -208,7 +208,7 @@ def main() -> None:
             OURS: gptcli_side(model),
             EXACT: gptcli_side(model, "fp32"),
         }
-        if has_int8():
+        if multiplies_int8():
             sides[INT8] = gptcli_side(model, "int8")
         order = random.Random(1).sample(range(len(texts)), len(texts))
         parts = {side: sorted(order[: round(len(texts) * PARTS.get(side, 1))]) for side in sides}
