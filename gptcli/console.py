@@ -7,8 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Container, Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -162,19 +163,35 @@ def _silence(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+@dataclass
+class _Stage:
+    """Something that takes its time, and how it is shown."""
+
+    title: str
+    total: int | None
+    first: int
+    """Of `total`, what was done before it began."""
+    bar: Any = None
+    """What rich knows it by."""
+    started: float = field(default_factory=time.monotonic)
+
+    def time_left(self, done: int) -> str:
+        """Return how long the rest takes at the speed so far, for people; "" if it is not known."""
+        if not self.total or done <= self.first:
+            return ""
+        seconds_each = (time.monotonic() - self.started) / (done - self.first)
+        return f"{_clock(max(0, self.total - done) * seconds_each)} left"
+
+
 class ProgressDisplay:
     """A bar on a terminal; elsewhere a plain line now and then. Use as a context manager."""
 
     def __init__(self) -> None:
         self._console: Console | None = None
         self._progress: Progress | None = None
-        self._bar: Any = None
+        self._stage: _Stage | None = None
+        self._part: _Stage | None = None
         self._last_line = 0.0
-        self._started = 0.0
-        self._first = 0
-        self._total: int | None = None
-        self.title = ""
-        """Of the stage that is shown."""
         if sys.stderr.isatty():
             from rich.console import Console
 
@@ -189,45 +206,80 @@ class ProgressDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close_bar()
+        self.close()
+
+    @property
+    def title(self) -> str:
+        """Of the stage that is shown; "" if none is."""
+        return "" if self._stage is None else self._stage.title
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a terminal to draw bars on."""
+        return self._console is not None
 
     def start(self, title: str, total: int | None, done: int = 0) -> None:
         """Begin a stage of `total` units (None: not known), of which `done` are done."""
-        self._close_bar()
-        self.title, self._total, self._first = title, total, done
-        self._started = time.monotonic()
+        self.close()
         self._last_line = 0.0
-        if self._console is None:
-            return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        time_left = [] if total is None else [TimeRemainingColumn(), TextColumn("left")]
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
-            *time_left,
-            console=self._console,
-            transient=True,
-        )
-        self._progress.start()
-        self._bar = self._progress.add_task(title, total=total, completed=done, facts="")
+        self._stage = self._begin(title, total, done)
 
     def update(self, done: int, facts: str) -> None:
         """Show how far the stage is."""
+        assert self._stage is not None
+        is_last = self._stage.total is not None and done >= self._stage.total
+        self._show(self._stage, done, facts, at_once=is_last)
+
+    def show_part(self, title: str, done: int, total: int | None, facts: str) -> None:
+        """Show how far something is that the stage waits for, below it, until `end_part`."""
+        if self._part is None or self._part.title != title:
+            self.end_part()
+            self._part = self._begin(title, total, 0)
+        self._show(self._part, done, facts)
+
+    def end_part(self) -> None:
+        """Go on with the stage alone."""
+        if self._part is not None and self._progress is not None:
+            self._progress.remove_task(self._part.bar)
+        self._part = None
+
+    def close(self) -> None:
+        """Take the bar off the terminal, so that it is free for other things."""
         if self._progress is not None:
-            self._progress.update(self._bar, completed=done, facts=facts)
+            self._progress.stop()
+        self._progress = self._stage = self._part = None
+
+    def _begin(self, title: str, total: int | None, done: int) -> _Stage:
+        stage = _Stage(title, total, done)
+        if self._console is None:
+            return stage
+        if self._progress is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=self._console,
+                transient=True,
+                redirect_stdout=False,  # Else results would come out of stderr.
+            )
+            self._progress.start()
+        stage.bar = self._progress.add_task(title, total=total, completed=done, facts="")
+        return stage
+
+    def _show(self, stage: _Stage, done: int, facts: str, *, at_once: bool = False) -> None:
+        facts = "  ".join(part for part in (facts, stage.time_left(done)) if part)
+        if self._progress is not None:
+            self._progress.update(stage.bar, completed=done, facts=facts)
             return
         now = time.monotonic()
-        is_last = self._total is not None and done >= self._total
-        if now - self._last_line < SECONDS_BETWEEN_LINES and not is_last:
+        # A part has a line only if it takes long.
+        last = max(self._last_line, stage.started if stage is self._part else 0.0)
+        if now - last < SECONDS_BETWEEN_LINES and not at_once:
             return
         self._last_line = now
-        left = ""
-        if self._total and done > self._first:
-            seconds_each = (now - self._started) / (done - self._first)
-            left = f"{_clock((self._total - done) * seconds_each)} left"
-        say("  ".join(part for part in (self.title, facts, left) if part))
+        say("  ".join(part for part in (stage.title, facts) if part))
 
     def say(self, text: str) -> None:
         """Write a line that stays, above the bar."""
@@ -241,10 +293,13 @@ class ProgressDisplay:
         for line in fact_lines(title, facts):
             self.say(line)
 
-    def _close_bar(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show on a terminal that something goes on whose end is not known; elsewhere nothing."""
+    with ProgressDisplay() as display:
+        display.start(title, None)
+        yield
 
 
 def _clock(seconds: float) -> str:

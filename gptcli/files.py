@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from gptcli.errors import EnvironmentProblem, GptcliError
 
 # How the libraries that are written in Rust say it; their exceptions are no OSErrors.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+HASHED_BYTES = 1 << 23
+"""At a time."""
+WORTH_A_BAR = 1 << 28
+"""Hashing no more bytes than these takes a second at most."""
 
 
 @contextmanager
@@ -68,6 +74,17 @@ def remove_tree(path: Path) -> None:
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
+
+
+def sha256_of_file(path: Path, then: Callable[[int], None] = lambda count: None) -> str:
+    """Return the hash in hexadecimal. Calls `then` with the bytes of each block that is done."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(HASHED_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            then(count)
+    return digest.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

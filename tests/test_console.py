@@ -84,6 +84,58 @@ def test_elsewhere_progress_is_plain_lines(
     )
 
 
+def show_a_part() -> None:
+    with console.ProgressDisplay() as display:
+        display.start("Training", 4)
+        display.update(1, "loss 3.1")
+        display.show_part("Evaluating", 0, 2, "0 of 2")
+        display.show_part("Evaluating", 1, 2, "1 of 2")
+        display.end_part()
+        display.update(4, "loss 2.9")
+
+
+def test_a_part_has_a_bar_of_its_own_below_that_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_a_terminal_of_colours(monkeypatch, no_color=True)
+    shown = shown_on_a_terminal(monkeypatch, "stderr", show_a_part)
+    assert shown.index("Training") < shown.index("Evaluating")
+    # The last picture is of the stage alone.
+    assert "loss 2.9" in shown[shown.rindex("Evaluating") :]
+
+
+def test_a_short_part_has_no_line_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_a_part()
+    assert "Evaluating" not in capsys.readouterr().err
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    show_a_part()
+    assert "Evaluating  1 of 2  0:00 left\n" in capsys.readouterr().err
+
+
+def test_work_without_a_known_end_is_shown_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with console.working("Loading"):
+            pass
+
+    be_a_terminal_of_colours(monkeypatch, no_color=True)
+    assert "Loading" in shown_on_a_terminal(monkeypatch, "stderr", work)
+    work()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_results_stay_on_stdout_while_a_bar_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with console.working("Generating"):
+            console.write_result("once upon a time")
+
+    assert "once upon" not in shown_on_a_terminal(monkeypatch, "stderr", work)
+    assert capsys.readouterr().out == "once upon a time\n"
+
+
 def test_results_are_made_safe_for_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from gptcli.files import replace_file, write_text
+from gptcli.files import HASHED_BYTES, replace_file, sha256_of_file, write_text
 
 
 def test_writing_replaces_the_whole_content_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -30,3 +31,13 @@ def test_a_file_is_moved_over_another(tmp_path: Path) -> None:
     replace_file(source, target)
     assert target.read_text() == "new"
     assert not source.exists()
+
+
+def test_a_file_is_hashed_in_blocks_that_are_told(tmp_path: Path) -> None:
+    content = b"0123456789" * (HASHED_BYTES // 5)  # Two blocks.
+    path, blocks = tmp_path / "large", list[int]()
+    path.write_bytes(content + b"!")
+    assert sha256_of_file(path, blocks.append) == hashlib.sha256(content + b"!").hexdigest()
+    assert sum(blocks) == len(content) + 1 and len(blocks) >= 2
+    path.write_bytes(b"")
+    assert sha256_of_file(path) == hashlib.sha256(b"").hexdigest()

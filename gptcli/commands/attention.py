@@ -74,20 +74,21 @@ def attention(
     if html_file is not None:
         check_output(html_file, None, "--html")
 
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.attention import View, look
+    with console.working("Looking"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.attention import View, look
 
-    quiet_libraries()
-    found = look(
-        model,
-        text,
-        origin,
-        settings.runtime,
-        View(layer, head, token),
-        for_dict=as_json,
-        for_page=html_file is not None,
-        next_count=top_k if shows_next else None,
-    )
+        quiet_libraries()
+        found = look(
+            model,
+            text,
+            origin,
+            settings.runtime,
+            View(layer, head, token),
+            for_dict=as_json,
+            for_page=html_file is not None,
+            next_count=top_k if shows_next else None,
+        )
     if html_file is not None:
         page = found.as_page()
         with OutputFile(html_file) as file:

@@ -77,17 +77,18 @@ def chat(
     runtime = {"seed": seed, "device": device, "precision": precision}
     settings = load_settings(config, assignments, {"generation": generation, "runtime": runtime})
 
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.chat import Chat
+    with console.working("Loading"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.chat import Chat
 
-    quiet_libraries()
-    talk = Chat(
-        model,
-        settings.generation,
-        settings.runtime,
-        seed=settings.runtime.given_seed,
-        system=system,
-    )
+        quiet_libraries()
+        talk = Chat(
+            model,
+            settings.generation,
+            settings.runtime,
+            seed=settings.runtime.given_seed,
+            system=system,
+        )
     if not talk.is_tuned:
         console.say(
             f"Note: {talk.loaded.name} has no chat template: it was not tuned for conversation, and "

@@ -52,10 +52,11 @@ def init(
         if file.exists() and not overwrite:
             raise ConfigError(f"{file} already exists. Use --overwrite to replace it.")
 
-    from gptcli.config.schema import RuntimeSettings
-    from gptcli.training.device import choose_compute
+    with console.working("Looking at this machine"):
+        from gptcli.config.schema import RuntimeSettings
+        from gptcli.training.device import choose_compute
 
-    compute = choose_compute(RuntimeSettings(), for_training=True)
+        compute = choose_compute(RuntimeSettings(), for_training=True)
     machine = {
         "device": (str(compute.device), compute.device_reason),
         "precision": (compute.precision, compute.precision_reason),

@@ -22,12 +22,17 @@ def doctor(
       gptcli doctor
       gptcli doctor --json
     """
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.doctor import examine
+    with console.working("Loading"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.doctor import examine
 
-    quiet_libraries()
-    checks = []
-    for check in examine():
+        quiet_libraries()
+    checks, coming = [], examine()
+    while True:
+        with console.working("Checking"):
+            check = next(coming, None)
+        if check is None:
+            break
         checks.append(check)
         line = f"{'ok  ' if check.is_fine else 'FAIL'}  {check.name:<16} {check.detail}"
         if as_json:

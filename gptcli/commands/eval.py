@@ -15,6 +15,7 @@ import typer
 
 from gptcli import console
 from gptcli.commands.options import Assignments, Device, Precision, label_names
+from gptcli.commands.training import amount
 from gptcli.errors import BelowThreshold, ConfigError
 
 if TYPE_CHECKING:
@@ -164,20 +165,22 @@ def evaluate(
 
             find_sources(source, settings[0].data, Reading(), name=option)
 
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.evaluate import Evaluator, Request, compare
-
-    quiet_libraries()
-    request = Request(data, tuple(benchmarks), limit, choices)
     with ExitStack() as stack:
         display = stack.enter_context(console.ProgressDisplay())
+        display.start("Loading", None)
         show = _Progress(display).show
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.evaluate import Evaluator, Request, compare
+
+        quiet_libraries()
+        request = Request(data, tuple(benchmarks), limit, choices)
         if tasks is not None:
             from gptcli.pipelines.evaluate_harness import run_harness_tasks
 
             result = run_harness_tasks(
                 str(model), settings[0].runtime, tasks.split(","), tasks_folder, limit
             )
+            display.close()
             _give(_with_command(result), output_file, as_json, _harness_lines(result))
             return
         write = _sample_writer(log_samples, stack)
@@ -209,7 +212,7 @@ def evaluate(
                 evaluators[0], train_data, leaks=leaks, samples=copied, progress=show
             )
         comparisons = compare(*reports, seed=settings[0].runtime.seed) if len(names) == 2 else []
-    result = _with_command(_result(evaluators, reports, comparisons, overlap))
+        result = _with_command(_result(evaluators, reports, comparisons, overlap))
     lines: list[str] = []
     for evaluator, of_model in zip(evaluators, reports, strict=True):
         lines += [f"{evaluator.model} ({evaluator.compute.precision}, {evaluator.compute.device})", ""]
@@ -305,12 +308,14 @@ class _Progress:
 
     def __init__(self, display: console.ProgressDisplay) -> None:
         self._display = display
+        self._done = 0
 
     def show(self, what: str, done: int, total: int | None, unit: str) -> None:
-        if self._display.title != what:
-            self._display.start(what, total)
-        of = "" if total is None else f"/{total:,}"
-        self._display.update(done, f"{done:,}{of} {unit}")
+        title = what.capitalize()
+        if self._display.title != title or done < self._done:  # The second of two models.
+            self._display.start(title, total)
+        self._done = done
+        self._display.update(done, amount(done, total, unit))
 
 
 def _result(

@@ -27,11 +27,12 @@ def export(
       gptcli export --model runs/mine --output exported --precision bf16
       gptcli export --model runs/mine --output exported-too --json
     """
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.export import export as write
+    with console.working("Exporting"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.export import export as write
 
-    quiet_libraries()
-    result = write(model, output, kind, precision)
+        quiet_libraries()
+        result = write(model, output, kind, precision)
     if result.compared_tokens is not None and result.equal_tokens != result.compared_tokens:
         console.warn(
             f"In {precision}, {result.equal_tokens} of {result.compared_tokens} likeliest tokens are "

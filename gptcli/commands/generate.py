@@ -92,30 +92,34 @@ def generate(
     if output_file is not None:
         check_output(output_file, input_file)
 
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.generate import Generator
+    with console.working("Loading"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.generate import Generator
 
-    quiet_libraries()
-    generator = Generator(model, settings.generation, settings.runtime, settings.runtime.given_seed)
-    planned = [generator.plan(item) for item in prompts]
+        quiet_libraries()
+        generator = Generator(model, settings.generation, settings.runtime, settings.runtime.given_seed)
+        planned = [generator.plan(item) for item in prompts]
     is_streamed = len(planned) == 1 and settings.generation.num_return_sequences == 1
     is_text = output_file is None and not as_json
     is_full = False
     with ExitStack() as stack:
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None
         display = stack.enter_context(console.ProgressDisplay())
-        if file is not None:
+        # Not over the texts that a terminal shows.
+        has_bar = file is not None or (not is_streamed and not sys.stdout.isatty())
+        if has_bar:
             display.start("Generating", len(planned))
         if is_text and is_streamed:
             console.write_result(planned[0].prompt.text, end="")
         show = _show_text if is_text and is_streamed else _show_nothing
         for number, results in enumerate(generator.run(planned, show), 1):
             is_full |= any(generator.is_full(result) for result in results)
+            if has_bar:
+                display.update(number, f"{number:,}/{len(planned):,} prompts")
             if file is not None:
                 for result in results:
                     file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
                 file.flush()
-                display.update(number, f"{number:,}/{len(planned):,} prompts")
             elif as_json:
                 for result in results:
                     console.write_json(result.as_dict())

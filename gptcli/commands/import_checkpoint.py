@@ -27,11 +27,12 @@ def import_checkpoint(
       gptcli import ckpt.pt --tokenizer runs/mine --output imported
       gptcli import ckpt.pt --tokenizer runs/mine --output imported-too --json
     """
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.import_checkpoint import import_checkpoint as read
+    with console.working("Importing"):
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.import_checkpoint import import_checkpoint as read
 
-    quiet_libraries()
-    result = read(checkpoint, output, tokenizer)
+        quiet_libraries()
+        result = read(checkpoint, output, tokenizer)
     if as_json:
         console.write_json(result.as_dict())
         return

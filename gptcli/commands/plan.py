@@ -147,9 +147,10 @@ def _plan_of_size(
     flops_per_second: float | None,
 ) -> tuple[Choice, Plan]:
     if measure:
-        from gptcli.pipelines.plan import measured_choice
+        with console.working("Measuring"):
+            from gptcli.pipelines.plan import measured_choice
 
-        return measured_choice(size, limits, text_bytes)
+            return measured_choice(size, limits, text_bytes)
     from gptcli.planning.plan import facts_of, make_plan
     from gptcli.planning.sizes import best_size, choose_size
 

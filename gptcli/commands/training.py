@@ -61,6 +61,7 @@ def train_and_show(
     """
     # Before the imports that take seconds: a signal in them, too, ends with the exit code it should.
     with console.ProgressDisplay() as display, StopSignals(console.say_at_once) as signals:
+        display.start("Loading", None)
         from gptcli.hub import quiet_libraries
         from gptcli.pipelines.train import run_training
 
@@ -121,9 +122,11 @@ class _Renderer:
         from gptcli.data.preparation import PreparationProgress
         from gptcli.pipelines.train import DataReport
         from gptcli.training.loop import MicroBatchHalved, StepDone, StepSkipped
-        from gptcli.training.run import Evaluated, Note, Sampled, Saved, Started
+        from gptcli.training.run import Evaluated, Note, Sampled, Saved, Started, Working
 
         display = self._display
+        if not isinstance(event, Working | Note):
+            display.end_part()
         match event:
             case Note(text, is_warning):
                 display.say(f"Warning: {text}" if is_warning else text)
@@ -150,6 +153,9 @@ class _Renderer:
                     f"step {event.step:,}/{self._max_steps:,}  loss {event.loss:.3f}  "
                     f"{self._tokens_per_second:,.0f} tokens/s",
                 )
+            case Working(what, done, total):
+                of = f"{done:,} of {total:,}" if total else ""
+                display.show_part(what.capitalize(), done, total, of)
             case StepSkipped(_, problem):
                 display.say(f"Warning: {problem}")
             case MicroBatchHalved(size):
@@ -176,10 +182,11 @@ def show_preparation(display: console.ProgressDisplay, progress: PreparationProg
     if title != display.title:
         display.start(title, progress.total)
     done = progress.done
-    display.update(done, _amount(done, progress.total, progress.unit) if done else "")
+    display.update(done, amount(done, progress.total, progress.unit) if done else "")
 
 
-def _amount(done: int, total: int | None, unit: str) -> str:
+def amount(done: int, total: int | None, unit: str) -> str:
+    """Return how much of how much, for people; bytes as megabytes."""
     if unit != "bytes":
         return f"{done:,}{f' of {total:,}' if total else ''} {unit}"
     return f"{done / 1e6:,.1f}{f' of {total / 1e6:,.1f}' if total else ''} MB"

@@ -30,7 +30,7 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
 from gptcli.data.documents import PlacedPiece, read_placed
 from gptcli.data.ledger import Ledger, Reading, SplitCount
-from gptcli.data.sources import Source, find_sources
+from gptcli.data.sources import TEXT_SUFFIXES, FileSource, Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
     TextEncoder,
@@ -39,7 +39,7 @@ from gptcli.data.tokenizing import (
     train_tokenizer,
 )
 from gptcli.errors import DataError, EnvironmentProblem
-from gptcli.files import writing_to
+from gptcli.files import WORTH_A_BAR, writing_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -97,7 +97,7 @@ def prepare_text(
         if data.validation_source
         else []
     )
-    fingerprint = _data_fingerprint(settings, sources, validation_sources)
+    fingerprint = _data_fingerprint(settings, sources, validation_sources, notify)
     if tokenizer is None and settings.tokenizer.name:
         tokenizer = load_tokenizer(settings.tokenizer.name)
     given = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
@@ -192,10 +192,22 @@ def _remove_abandoned(cache: Path) -> None:
 
 
 def _data_fingerprint(
-    settings: Settings, sources: list[Source], validation_sources: list[Source]
+    settings: Settings,
+    sources: list[Source],
+    validation_sources: list[Source],
+    notify: Notify = lambda progress: None,
 ) -> str:
     """Return a hash of everything that decides the text of both splits."""
-    contents = {str(source): source.fingerprint() for source in (*sources, *validation_sources)}
+    both = (*sources, *validation_sources)
+    done, total = 0, sum(source.hashed_bytes for source in both)
+
+    def hashed(count: int) -> None:
+        nonlocal done
+        done += count
+        if total > WORTH_A_BAR:
+            notify(PreparationProgress("hashing", done, total))
+
+    contents = {str(source): source.fingerprint(hashed) for source in both}
     held_out = {contents[str(source)]: source for source in validation_sources}
     for source in sources:
         if twin := held_out.get(contents[str(source)]):
@@ -292,11 +304,12 @@ def _build(
     notify: Notify,
 ) -> None:
     data = settings.data
+    text_bytes = _text_bytes((*sources, *validation_sources))
     for some_sources in filter(None, (sources, validation_sources)):
         documents_before = reading.documents
         for piece in read_placed(some_sources, data, reading):
             del piece
-            notify(PreparationProgress("reading", reading.bytes, None))
+            notify(PreparationProgress("reading", reading.bytes, text_bytes))
         if reading.documents == documents_before:
             raise DataError(f"{_listed(some_sources)}: there is no text, only white space.")
     split = _decide_split(settings, reading, has_own_validation=bool(validation_sources))
@@ -346,6 +359,16 @@ def _build(
     tokenizer.save_pretrained(folder / "tokenizer")
     facts = {"dtype": dtype.str, "ledger": ledger.as_dict(), "file_sizes": _file_sizes(folder)}
     (folder / "store.json").write_text(json.dumps(facts, indent=2))
+
+
+def _text_bytes(sources: Iterable[Source]) -> int | None:
+    """Return about how much text there is to read; None if only reading it tells."""
+    total = 0
+    for source in sources:
+        if not isinstance(source, FileSource) or source.path.suffix.lower() not in TEXT_SUFFIXES:
+            return None
+        total += source.hashed_bytes
+    return total
 
 
 def _listed(sources: Iterable[Source]) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import codecs
 import glob
 import gzip
-import hashlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,6 +20,7 @@ from gptcli.config.schema import DataSettings
 from gptcli.data.builtin_text import DOCSTRINGS, PYTHON_DOCS
 from gptcli.data.ledger import Reading
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
+from gptcli.files import sha256_of_file
 from gptcli.hub import first_line, is_network_failure, use_cache_if_unreachable
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -38,7 +39,11 @@ class BuiltinSource:
     def __str__(self) -> str:
         return f"builtin:{self.name}"
 
-    def fingerprint(self) -> str:
+    @property
+    def hashed_bytes(self) -> int:
+        return 0
+
+    def fingerprint(self, then: Callable[[int], None] = lambda count: None) -> str:
         # The standard library changes with every Python release.
         return f"builtin:{self.name}:{sys.version}"
 
@@ -53,10 +58,15 @@ class FileSource:
         # A name that is not UTF-8 is shown with escapes, so that it can be printed and written.
         return str(self.path).encode(errors="backslashreplace").decode()
 
-    def fingerprint(self) -> str:
+    @property
+    def hashed_bytes(self) -> int:
+        """How much `fingerprint` reads."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def fingerprint(self, then: Callable[[int], None] = lambda count: None) -> str:
+        """Return what names its content. Calls `then` with the bytes of each block that is read."""
         try:
-            with self.path.open("rb") as file:
-                return f"file:{self.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            return f"file:{self.suffix}:{sha256_of_file(self.path, then)}"
         except OSError as error:
             raise DataError(f"{self} cannot be read: {error.strerror}.") from error
 
@@ -86,7 +96,11 @@ class HubSource:
     def __str__(self) -> str:
         return self.name
 
-    def fingerprint(self) -> str:
+    @property
+    def hashed_bytes(self) -> int:
+        return 0
+
+    def fingerprint(self, then: Callable[[int], None] = lambda count: None) -> str:
         # `datasets` derives this from the files' hashes and the loading options.
         return f"hub:{self.name}:{self.rows._fingerprint}"
 

@@ -102,11 +102,12 @@ class TextScorer:
         self._windows_at_once = max(1, tokens // rules.context_length)
 
     def measure(
-        self, pieces: Iterable[Piece], progress: Callable[[int], None] = lambda tokens: None
+        self, pieces: Iterable[Piece], progress: Callable[[int], None] = lambda text_bytes: None
     ) -> MeasuredText:
-        """Return what was measured of all documents. Calls `progress` with the tokens done, often.
+        """Return what was measured of all documents.
 
-        Raises DataError if there is no text, ModelError for scores that are not finite.
+        progress: called with the bytes of text that are done, often. Raises DataError if there
+        is no text, ModelError for scores that are not finite.
         """
         units = _Units()
         done = 0
@@ -115,7 +116,7 @@ class TextScorer:
             units.add(numbers, NATS, nats)
             units.add(numbers, TOKENS, np.ones(len(numbers)))
             done += len(numbers)
-            progress(done)
+            progress(units.bytes_before(int(numbers[-1])))
         if not done:
             raise DataError("There is no text to score.")
         sums = units.sums
@@ -214,6 +215,10 @@ class _Units:
         """(units, 4): NATS, TOKENS, BYTES, CHARACTERS."""
         used = self._sums[: self.current + 1]
         return used[used[:, BYTES] > 0]
+
+    def bytes_before(self, unit: int) -> int:
+        """Return the bytes of the units that come before one."""
+        return int(self._sums[:unit, BYTES].sum())
 
     def of_piece(self, text: str, starts: np.ndarray) -> np.ndarray:
         """Count a piece of the current document, and return the unit of each of its tokens.

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from gptcli.config.schema import Settings
+from gptcli.data.documents import Piece
 from gptcli.data.items import LengthLimit
 from gptcli.data.ledger import Reading
 from gptcli.data.sources import Source
@@ -34,6 +35,7 @@ from gptcli.evaluation.detokenizing import detokenized
 from gptcli.evaluation.question_answering import measure_answers
 from gptcli.evaluation.sliding_window import METRICS, TextScorer, WindowRules
 from gptcli.evaluation.token_losses import measure_targets
+from gptcli.files import HASHED_BYTES, WORTH_A_BAR
 from gptcli.generation.conversation import ChatFormat
 from gptcli.models.loading import (
     FoundModel,
@@ -277,15 +279,19 @@ class Evaluator:
     def _test_benchmark(self, benchmark: Benchmark, scorer: ContinuationScorer) -> Report:
         counts = ChoiceCounts()
         digest = hashlib.sha256()
-        items = benchmark.read(self._rows[benchmark.name], self._settings.data, Reading())
-        limited = _first_of_each_group(items, self._request.limit)
+
+        def items() -> Iterator[Item]:
+            found = benchmark.read(self._rows[benchmark.name], self._settings.data, Reading())
+            return _first_of_each_group(found, self._request.limit)
+
+        total = sum(1 for _ in items())
 
         def results() -> Iterator[ItemResult]:
             for result in score_items(
                 scorer,
-                limited,
+                items(),
                 counts,
-                lambda done: self._progress(benchmark.name, done, None, "items"),
+                lambda done: self._progress(benchmark.name, done, total, "items"),
             ):
                 digest.update(repr((result.item.continuations, result.item.gold)).encode())
                 self._on_sample({"test": benchmark.name, **result.as_dict()})
@@ -330,16 +336,20 @@ class Evaluator:
     def _test_text(self) -> Report:
         rules, digest = self._rules(), hashlib.sha256()
         scorer = TextScorer(self.load(), self.compute, rules)
-        pieces = self.data.documents()
-        if self._settings.evaluation.detokenizer == "wikitext":
-            pieces = detokenized(pieces)
 
-        def hashed() -> Iterator[Any]:
-            for piece in _first_documents(pieces, self._request.limit):
+        def pieces() -> Iterator[Piece]:
+            documents = self.data.documents()
+            if self._settings.evaluation.detokenizer == "wikitext":
+                documents = detokenized(documents)
+            return _first_documents(documents, self._request.limit)
+
+        def hashed() -> Iterator[Piece]:
+            for piece in pieces():
                 digest.update(piece.text.encode() + b"\0" * piece.ends_document)
                 yield piece
 
-        text = scorer.measure(hashed(), lambda tokens: self._progress("text", tokens, None, "tokens"))
+        total = sum(len(piece.text.encode()) for piece in pieces())
+        text = scorer.measure(hashed(), lambda done: self._progress("text", done, total, "bytes"))
         conditions = {
             "data": self.data.name,
             "documents": text.documents,
@@ -367,8 +377,9 @@ class Evaluator:
                 digest.update(repr((item.key, item.labels, item.number)).encode())
                 yield item
 
+        total = sum(1 for _ in islice(self.data.labelled(test.objective), self._request.limit))
         result = test.measure(
-            items(), lambda done: self._progress("labels", done, None, "texts"), self._on_sample
+            items(), lambda done: self._progress("labels", done, total, "texts"), self._on_sample
         )
         conditions = {"data": self.data.name, "items": result.count, "items_cut": result.cut}
         notes = []
@@ -477,12 +488,26 @@ class Evaluator:
         return {
             "model": self.model,
             "kind": self.found.kind,
-            "model_sha256": _sha256_of_weights(self.found),
+            "model_sha256": self._sha256_of_weights(),
             "device": str(self.compute.device),
             "precision": self.compute.precision,
             "seed": self._settings.runtime.seed,
             "versions": library_versions(),
         }
+
+    def _sha256_of_weights(self) -> str:
+        """Return the hash of the files that hold the weights, one behind the other."""
+        digest = hashlib.sha256()
+        files = self.found.files
+        done, total = 0, sum(path.stat().st_size for path in files)
+        for path in files:
+            with path.open("rb") as file:
+                while block := file.read(HASHED_BYTES):
+                    digest.update(block)
+                    done += len(block)
+                    if total > WORTH_A_BAR:
+                        self._progress("hashing the model", done, total, "bytes")
+        return digest.hexdigest()
 
 
 def compare(first: list[Report], second: list[Report], *, seed: int) -> list[Comparison]:
@@ -516,20 +541,10 @@ def _first_of_each_group(items: Iterable[Item], limit: int | None) -> Iterator[I
             yield item
 
 
-def _first_documents(pieces: Iterable[Any], limit: int | None) -> Iterator[Any]:
+def _first_documents(pieces: Iterable[Piece], limit: int | None) -> Iterator[Piece]:
     documents = 0
     for piece in pieces:
         yield piece
         documents += piece.ends_document
         if documents == limit:
             return
-
-
-def _sha256_of_weights(found: FoundModel) -> str:
-    """Return the hash of the files that hold the weights, one behind the other."""
-    digest = hashlib.sha256()
-    for path in found.files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -72,13 +72,13 @@ def look_for_overlap(
     texts = list(_generated(evaluator, samples, progress)) if samples else []
     grams = ItemGrams(evaluator.item_texts()) if leaks else None
     spans = CopiedSpans(texts) if samples else None
-    characters = 0
+    done, total = 0, evaluator.data.training_bytes(train_data)
     for piece in evaluator.data.trained_on(train_data):
         for looking in (grams, spans):
             if looking is not None:
                 looking.look_in([piece])
-        characters += len(piece.text)
-        progress("training text", characters, None, "characters read")
+        done += len(piece.text.encode())
+        progress("training text", done, total, "bytes")
     found = None if grams is None else grams.result()
     return Overlap(
         found,

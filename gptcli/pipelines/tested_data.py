@@ -115,6 +115,12 @@ class TestedData:
                 for talk in read_items(self.settings, parse_conversations, self.notify).train:
                     yield Piece("\n".join(content for _, content in talk.messages), True)
 
+    def training_bytes(self, source: str | None) -> int:
+        """Return how much text `trained_on` yields."""
+        if source is None and self.settings.task == "language-modelling":
+            return self._prepared().train.count.bytes
+        return sum(len(piece.text.encode()) for piece in self.trained_on(source))
+
     def _prepared(self) -> PreparedText:
         # A model that was not new has kept its tokenizer.
         has_start = self.settings.model.name is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptcli.config.schema import Settings
 from gptcli.data.preparation import PreparationProgress
-from gptcli.files import write_text
+from gptcli.files import WORTH_A_BAR, write_text
 from gptcli.pipelines.plan import facts_of_job
 from gptcli.planning.plan import Plan, make_plan
 from gptcli.tasks.table import build_job
@@ -102,6 +102,10 @@ def run_training(
             notify(Note(change, is_warning=True))
         return job, compute
 
+    def looked_at(done: int, total: int) -> None:
+        if total > WORTH_A_BAR:
+            notify_and_look(PreparationProgress("checking the checkpoint", done, total))
+
     signals.raise_if_received()
     trackers = Trackers(
         load_trackers(settings.logging), lambda text: notify(Note(text, is_warning=True))
@@ -112,7 +116,7 @@ def run_training(
         return replace(_result(folder, job, Progress(), "dry run"), plan=plan)
     with folder.lock():
         folder.check(resume=resume, overwrite=overwrite)
-        checkpoint, warnings = newest_whole(folder.checkpoints) if resume else (None, [])
+        checkpoint, warnings = newest_whole(folder.checkpoints, looked_at) if resume else (None, [])
         for warning in warnings:
             notify(Note(warning, is_warning=True))
         if checkpoint is not None:

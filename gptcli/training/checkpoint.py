@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gptcli.errors import EnvironmentProblem, ModelError
-from gptcli.files import flush_to_disk, partial_path, remove_tree, writing_to
+from gptcli.files import flush_to_disk, partial_path, remove_tree, sha256_of_file, writing_to
 from gptcli.training.loop import Progress
 from gptcli.training.optimizers import Optimizers
 
@@ -163,8 +164,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def find_problem(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
+def find_problem(
+    checkpoint: Path, then: Callable[[int, int], None] = lambda done, total: None
+) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every byte is as it was written.
+
+    then: called with the bytes that have been looked at, and all there are.
+    """
     try:
         manifest = (checkpoint / MANIFEST_FILE).read_text()
         facts = json.loads(manifest)
@@ -176,11 +182,19 @@ def find_problem(checkpoint: Path) -> str | None:
         return f"{MANIFEST_FILE} is damaged"
     if written_as != FORMAT:
         return f"it has format {written_as!r:.20}, this version of gptcli reads {FORMAT}"
+    done = 0
+
+    def looked_at(count: int) -> None:
+        nonlocal done
+        done += count
+        then(done, total)
+
+    total = sum((checkpoint / file).stat().st_size for file in files if (checkpoint / file).is_file())
     for file, expected in files.items():
         path = checkpoint / file
         if path.is_symlink() or not path.is_file():
             return f"{file} is missing"
-        if _describe_file(path) != expected:
+        if _describe_file(path, looked_at) != expected:
             return f"{file} is not what was saved"
     try:
         origin = read_state(checkpoint).origin
@@ -190,15 +204,17 @@ def find_problem(checkpoint: Path) -> str | None:
     return None if manifest == _manifest(files, origin) else f"{MANIFEST_FILE} is damaged"
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(
+    folder: Path, then: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint (None if there are none), and a warning a damaged newer one.
 
-    Raises ModelError if there are checkpoints and none is whole.
+    then: as of `find_problem`. Raises ModelError if there are checkpoints and none is whole.
     """
     warnings: list[str] = []
     checkpoints = list_checkpoints(folder)
     for checkpoint in checkpoints:
-        problem = find_problem(checkpoint)
+        problem = find_problem(checkpoint, then)
         if problem is None:
             return checkpoint, warnings
         warnings.append(f"{checkpoint} is passed over: {problem}.")
@@ -288,7 +304,5 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file(on_cpu, path)
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+def _describe_file(path: Path, then: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path, then)}

@@ -129,7 +129,19 @@ class Saved:
     path: Path
 
 
-TrainingEvent = Note | Started | StepDone | StepSkipped | MicroBatchHalved | Evaluated | Sampled | Saved
+@dataclass(frozen=True)
+class Working:
+    """Between two steps: what goes on, and how far it is."""
+
+    what: str
+    done: int
+    total: int | None
+    """None if it is not known: the first time."""
+
+
+TrainingEvent = (
+    Note | Started | StepDone | StepSkipped | MicroBatchHalved | Working | Evaluated | Sampled | Saved
+)
 
 
 class TrainingRun:
@@ -162,6 +174,8 @@ class TrainingRun:
         self._metrics = MetricsLog(folder.metrics, then=trackers.log)
         self._saved_step: int | None = None
         self._elapsed_before = 0.0
+        # How many parts each kind of work had the last time: it is likely to have as many again.
+        self._parts: dict[str, int] = {}
         self.progress = Progress(micro_batch_size=job.micro_batch_size)
 
     def resume(self, checkpoint: Path) -> None:
@@ -364,7 +378,7 @@ class TrainingRun:
             return []
         try:
             with uncompiled(bool(self._settings.runtime.compile)):
-                return self._job.write_samples(self._signals.raise_if_received)
+                return self._job.write_samples(self._before_parts_of("writing samples"))
         except ModelError as error:  # Scores that are not finite, without held-out data to tell it.
             raise Diverged(
                 f"After step {self.progress.step} the model cannot write: training has diverged."
@@ -375,16 +389,32 @@ class TrainingRun:
         score = scores[self._job.task.best_by]
         return (-score if self._job.task.best_by == "loss" else score, -scores["loss"])
 
+    def _before_parts_of(self, what: str) -> Callable[[], None]:
+        """Return what some work is to call before each of its parts: it looks for signals, and says how
+        far the work is.
+        """
+        done, total = 0, self._parts.pop(what, None)
+
+        def before_part() -> None:
+            nonlocal done
+            self._signals.raise_if_received()
+            self._notify(Working(what, done, total))
+            done += 1
+            self._parts[what] = done
+
+        return before_part
+
     def _evaluation(self) -> Evaluation | None:
         while True:
             try:
                 return self._job.task.evaluate(
-                    self._model, self.progress.micro_batch_size, self._signals.raise_if_received
+                    self._model, self.progress.micro_batch_size, self._before_parts_of("evaluating")
                 )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 halve_micro_batch(self.progress, error)
+                self._parts.pop("evaluating", None)  # It was left in the middle.
             self._notify(MicroBatchHalved(self.progress.micro_batch_size))
 
     def _save(self) -> None:
@@ -392,6 +422,7 @@ class TrainingRun:
         if self._saved_step == self.progress.step:
             self._rotate()  # A kill may have come before it, and the best may be another one since.
             return
+        self._notify(Working("saving", 0, None))
         self._metrics.flush()  # A checkpoint that survives a power cut has its lines.
         self._trackers.flush()
         path = save_checkpoint(

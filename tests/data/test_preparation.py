@@ -175,6 +175,17 @@ def test_validation_text_of_its_own_is_held_out_whole(
     assert seen[-1] == PreparationProgress("tokenizing", len(TEXT) + 6, len(TEXT) + 6)
 
 
+def test_how_far_the_hashing_of_much_text_is_is_told(
+    lines_file: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for much, told in ((len(TEXT), []), (len(TEXT) - 1, [("hashing", len(TEXT), len(TEXT))])):
+        monkeypatch.setattr(preparation, "WORTH_A_BAR", much)
+        seen: list[PreparationProgress] = []
+        prepare_text(settings(lines_file, tokenizer_folder), seen.append)
+        found = [(one.stage, one.done, one.total) for one in seen if one.stage == "hashing"]
+        assert found == told
+
+
 def test_bad_validation_text_is_found_before_anything_expensive(text_file: Path, tmp_path: Path) -> None:
     bad, blank = tmp_path / "bad.txt", tmp_path / "blank.txt"
     bad.write_bytes(b"abc\xff")

@@ -16,7 +16,7 @@ from gptcli.config.loading import load_settings
 from gptcli.errors import ConfigError, DataError, Diverged, GptcliError, ModelError
 from gptcli.pipelines.train import Event, TrainingResult, run_training
 from gptcli.training.loop import StepDone
-from gptcli.training.run import Evaluated, Note, Saved, Started
+from gptcli.training.run import Evaluated, Note, Saved, Started, Working
 from tests.conftest import REPOSITORY, SENTENCES, TEXT
 
 
@@ -109,6 +109,12 @@ def test_a_run_leaves_the_documented_folder(config_file: Path, tmp_path: Path) -
     assert [event.path.name for event in events if isinstance(event, Saved)] == [
         "step-00000003",
         "step-00000006",
+    ]
+    # How long an evaluation is, the first one says.
+    evaluating = [event for event in events if isinstance(event, Working) and event.what == "evaluating"]
+    count = len(evaluating) // 2
+    assert [(event.done, event.total) for event in evaluating] == [
+        (done, total) for total in (None, count) for done in range(count)
     ]
 
 

@@ -64,7 +64,10 @@ def test_a_saved_checkpoint_is_whole_and_holds_the_documented_files_only(folder:
     assert names_in(folder) == ["step-00000003", "step-00000006"]
     newest = folder / "step-00000006"
     assert names_in(newest) == FILES
-    assert find_problem(newest) is None
+    seen: list[tuple[int, int]] = []
+    assert find_problem(newest, lambda done, total: seen.append((done, total))) is None
+    size = sum((newest / name).stat().st_size for name in FILES[1:])
+    assert seen[-1] == (size, size)
     assert newest_whole(folder) == (newest, [])
     manifest = json.loads((newest / "manifest.json").read_text())
     assert manifest["files"] == {

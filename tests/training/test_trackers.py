@@ -181,7 +181,7 @@ def test_tensorboard_has_every_line_once_also_after_a_kill(config_file: Path, tm
             assert [event.step for event in events] == [line["step"] for line in kept]
             assert [event.value for event in events] == pytest.approx([line[name] for line in kept])
     texts = seen.Tensors("samples/1/text_summary")
-    # Of what a resumed run makes again, TensorBoard drops numbers alone: the text of step 6 is there twice.
+    # Of what a resumed run makes again, TensorBoard drops numbers alone.
     assert [event.step for event in texts] == [3, 6, 6]
     [sample] = next(line for line in reversed(lines) if "samples" in line)["samples"]
     shown = texts[-1].tensor_proto.string_val[0].decode()
