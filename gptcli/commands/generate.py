@@ -106,7 +106,8 @@ def generate(
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None
         display = stack.enter_context(console.ProgressDisplay())
         # Not over the texts that a terminal shows.
-        has_bar = file is not None or (not is_streamed and not sys.stdout.isatty())
+        is_seen = display.is_drawn and not is_streamed and not sys.stdout.isatty()
+        has_bar = file is not None or is_seen
         if has_bar:
             display.start("Generating", len(planned))
         if is_text and is_streamed:

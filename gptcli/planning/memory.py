@@ -200,5 +200,6 @@ def automatic_micro_batch_size(shape: Shape, batch_size: int, length: int, devic
     if device == "cuda":
         return batch_size
     # What is kept for the backward pass, about; the head keeps nothing.
-    numbers = shape.n_layer * 16 * shape.n_embd
+    weights = shape.n_head * length if length <= KEPT_WEIGHTS_TOKENS else 0
+    numbers = shape.n_layer * (16 * shape.n_embd + weights)
     return max(1, min(batch_size, AUTO_NUMBERS // (numbers * length)))
