@@ -86,9 +86,9 @@ class Worker:
         return json.loads(line)
 
     def _last_words(self) -> str:
-        self._process.wait()
+        code = self._process.wait()
         words = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return "\n".join(words[-LAST_LINES:]) or "It said nothing."
+        return "\n".join(words[-LAST_LINES:]) or f"It said nothing, and ended with code {code}."
 
 
 class Workers:
