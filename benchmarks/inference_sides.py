@@ -232,11 +232,23 @@ class Ctranslate2(OfIds):
 
 
 class LlamaCpp(OfIds):
-    """llama.cpp through llama-cpp-python, built on this machine; a prompt at a time."""
+    """llama.cpp through llama-cpp-python, built on this machine; a prompt at a time.
+
+    Without its extra layouts of weights: that for AMX ends llama-cpp-python 0.3.36 with a segmentation
+    fault in Q8_0 (ggml_backend_amx_mul_mat), and for other processors of x86 Q8_0 has none.
+    """
 
     def __init__(self, job: Job) -> None:
-        from llama_cpp import Llama
+        from llama_cpp import Llama, llama_cpp
 
+        usual = llama_cpp.llama_model_default_params
+
+        def without_extra_layouts() -> Any:
+            parameters = usual()
+            parameters.use_extra_bufts = False
+            return parameters
+
+        llama_cpp.llama_model_default_params = without_extra_layouts  # `Llama` has no option for it.
         file = Path(job.folder) / f"{job.side.precision}.gguf"
         if not file.exists():
             writer = [sys.executable, str(PEERS / "gguf_model.py"), job.model, str(file)]
