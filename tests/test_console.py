@@ -15,7 +15,7 @@ import pytest
 
 from gptcli import console
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9][0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[349][0-9][0-9;]*m")
 
 
 def shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, stream: str, write: Callable[[], None]) -> str:
