@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, LENGTH, CONTEXT = "end_of_text", "length", "context"
 
-# Prompts that are looked at together, so that those of about the same length are read together.
-REQUESTS_AT_ONCE = 512
+# Prompts that are looked at together, so that those of about the same length are read together. The
+# first of a file may be the last of them: until then no text is whole, in the order of the file.
+REQUESTS_AT_ONCE = 128
 # Padding included, of a group of prompts that are read together.
 PROMPT_TOKENS_AT_ONCE = 4096
 # Rows under way: more share the reading of the weights, and take more memory.

@@ -35,8 +35,9 @@ class Sampling:
         """
         if self.is_greedy:
             return [int(token_id) for token_id in logits.argmax(dim=-1)]
-        sums = self.filter(logits.float()).softmax(dim=-1).double().cumsum(dim=-1)
-        wanted = torch.tensor(draws, dtype=torch.double, device=logits.device)[:, None] * sums[:, -1:]
+        # On the CPU: not every device has float64.
+        sums = self.filter(logits.float()).softmax(dim=-1).cpu().double().cumsum(dim=-1)
+        wanted = torch.tensor(draws, dtype=torch.double)[:, None] * sums[:, -1:]
         return [int(token_id) for token_id in torch.searchsorted(sums, wanted, right=True)[:, 0]]
 
     def filter(self, logits: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
     tokens = query.shape[2]
     if tokens == 1:
         return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
-    if tokens == keys.shape[2] and query.dtype == torch.float32:
+    is_usual = query.device.type != "cpu" or query.dtype == torch.float32
+    if tokens == keys.shape[2] and is_usual:
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
     return attention_in_parts(query, keys, values, scale, None)
