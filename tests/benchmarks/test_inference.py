@@ -135,6 +135,7 @@ def test_pieces_of_text_are_the_tokens_of_their_own_text(
         prompts.cut([100_000])
 
 
+@pytest.mark.slow
 def test_sides_continue_prompts_of_different_lengths_alike(
     module: Module, wide_model: Path, tokenizer: PreTrainedTokenizerFast, text_file: Path, tmp_path: Path
 ) -> None:
