@@ -27,6 +27,9 @@ from gptcli.models.decoding_forward import DecodingForward, KeysAndValues
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from gptcli.models.loading import LoadedModel
+    from gptcli.training.device import Compute
+
 END_OF_TEXT, LENGTH, CONTEXT = "end_of_text", "length", "context"
 
 # Prompts that are looked at together, so that those of about the same length are read together. The
@@ -115,9 +118,11 @@ class Decoder:
         self._forward = DecodingForward(model, dtype, is_int8=is_int8)
         self._end_of_text_id = end_of_text_id
 
-    @property
-    def context_length(self) -> int:
-        return self._forward.context_length
+    @classmethod
+    def of(cls, loaded: LoadedModel, compute: Compute) -> Decoder:
+        """Return that of a loaded GPT2LMHeadModel: its precision, its tokenizer's end of text."""
+        end_of_text_id = int(loaded.tokenizer.eos_token_id)
+        return cls(loaded.model, end_of_text_id, compute.dtype, is_int8=compute.is_int8)
 
     def decode(
         self, requests: Iterable[Request], sampling: Sampling, *, slides: bool = False

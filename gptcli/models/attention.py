@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gptcli.training.device import cpu_capabilities
+
 PLAIN_ATTENTION = "gptcli_plain_attention"
 # Beyond it, the memory of the weights is no longer little.
 MAX_TOKENS = 2048
@@ -63,17 +65,6 @@ def plain_attention(
     seed = torch.randint(2**62, ()) if dropout else None
     attended: Tensor = _attend(query, key, value, scale, dropout, seed)
     return attended, None
-
-
-def group_weights(query: Tensor, keys: Tensor, first: int, end: int, hidden: Tensor) -> Tensor:
-    """Return (..., end - first, end): the attention weights of a group of queries.
-
-    query: (..., tokens, width), scaled. keys: (..., width, tokens). hidden: added to the scores of the
-    group's last keys, as many as it has columns: minus infinity where a query does not look.
-    """
-    scores = query[..., first:end, :] @ keys[..., :end]
-    scores[..., end - hidden.shape[-1] :] += hidden
-    return scores.softmax(-1)
 
 
 def later_keys(query: Tensor, count: int) -> Tensor:
@@ -208,9 +199,7 @@ def _dropout_noise(weights: Tensor, probability: float, generator: torch.Generat
 
 @lru_cache(maxsize=1)
 def _has_matrix_instructions() -> bool:
-    # Public since torch 2.11; on older ones the CPU counts as one without.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    return bool(cpu_capabilities().get("amx_bf16"))
 
 
 @_attend.register_fake

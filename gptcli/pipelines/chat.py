@@ -63,12 +63,7 @@ class Chat:
             check_unicode(system, ConfigError, "--system")
         self.compute = choose_compute(runtime, for_training=False)
         self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
-        self._decoder = Decoder(
-            self.loaded.model,
-            self.loaded.tokenizer.eos_token_id,
-            self.compute.dtype,
-            is_int8=self.compute.is_int8,
-        )
+        self._decoder = Decoder.of(self.loaded, self.compute)
         self._sampling = Sampling(
             settings.temperature or DEFAULT_TEMPERATURE,
             settings.top_k,

@@ -82,15 +82,14 @@ def _harness_model(loaded: LoadedModel, compute: Compute) -> Any:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     scorer = ContinuationScorer(loaded, compute)
-    end_of_text_id = int(loaded.tokenizer.eos_token_id)
-    decoder = Decoder(loaded.model, end_of_text_id, compute.dtype, is_int8=compute.is_int8)
+    decoder = Decoder.of(loaded, compute)
 
     class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Answers the harness's requests."""
 
         @property
         def eot_token_id(self) -> int:
-            return end_of_text_id
+            return int(loaded.tokenizer.eos_token_id)
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             return list(loaded.tokenizer.encode(string, add_special_tokens=False))

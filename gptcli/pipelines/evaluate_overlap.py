@@ -103,8 +103,7 @@ def _generated(evaluator: Evaluator, count: int, progress: OnProgress) -> Iterat
     """Yield texts that the model makes of nothing, drawn from its own distribution."""
     loaded = evaluator.load()
     end_of_text = loaded.tokenizer.eos_token_id
-    compute = evaluator.compute
-    decoder = Decoder(loaded.model, end_of_text, compute.dtype, is_int8=compute.is_int8)
+    decoder = Decoder.of(loaded, evaluator.compute)
     seed = evaluator.seed
     for first in range(0, count, SAMPLES_AT_ONCE):
         some = min(SAMPLES_AT_ONCE, count - first)

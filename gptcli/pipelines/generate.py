@@ -64,12 +64,7 @@ class Generator:
         self.settings = settings
         self.compute = choose_compute(runtime, for_training=False)
         self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
-        self._decoder = Decoder(
-            self.loaded.model,
-            self.loaded.tokenizer.eos_token_id,
-            self.compute.dtype,
-            is_int8=self.compute.is_int8,
-        )
+        self._decoder = Decoder.of(self.loaded, self.compute)
         self._sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
         self.seed_was_drawn = seed is None and not self._sampling.is_greedy
         self.seed = random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed

@@ -108,7 +108,7 @@ def keep_freed_memory() -> None:
 def multiplies_int8() -> bool:
     """Return whether this torch, on this processor, has exact products of bytes."""
     # Without VNNI, sums of two products are cut off at 16 bits.
-    capabilities = _cpu_capabilities()
+    capabilities = cpu_capabilities()
     return (
         bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
         and torch.backends.quantized.engine in ("x86", "fbgemm")
@@ -117,7 +117,8 @@ def multiplies_int8() -> bool:
     )
 
 
-def _cpu_capabilities() -> dict[str, Any]:
+def cpu_capabilities() -> dict[str, Any]:
+    """Return which instructions the processor has, by name."""
     # Public since torch 2.11; on older ones the CPU counts as one without.
     return getattr(torch.cpu, "get_capabilities", dict)()
 
@@ -189,5 +190,5 @@ def _choose_precision(name: str, device: torch.device, for_training: bool) -> tu
 
 
 def _cpu_multiplies_bf16() -> bool:
-    capabilities = _cpu_capabilities()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
