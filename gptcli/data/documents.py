@@ -1,7 +1,7 @@
 """From sources to documents.
 
-`read_documents` streams the text as pieces of one to two million characters at most. A piece ends where
-cutting cannot change how GPT-2 tokenizes it; the last piece of a document says so.
+`read_documents` streams the text as pieces of half a million to a million characters at most. A piece
+ends where cutting cannot change how GPT-2 tokenizes it; the last piece of a document says so.
 """
 
 from __future__ import annotations
@@ -174,8 +174,10 @@ def _split_at_markers(
     lead_place = Place(where)
     follows_marker = False
     for text, ends_document, place in pieces:
-        reading.carriage_returns_removed += text.count("\r\n")
-        parts = text.replace("\r\n", "\n").split(END_OF_TEXT)
+        if "\r" in text:
+            reading.carriage_returns_removed += text.count("\r\n")
+            text = text.replace("\r\n", "\n")
+        parts = text.split(END_OF_TEXT)
         reading.end_of_text_markers += len(parts) - 1
         for index, part in enumerate(parts):
             ends_at_marker = index < len(parts) - 1

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Part of every fingerprint: raised when the same input would be stored in another way.
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 TRAIN, VALIDATION = "train", "validation"
 BATCH_CHARACTERS = 4_000_000
 STAGING_PREFIX = "building-"

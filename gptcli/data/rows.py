@@ -25,7 +25,8 @@ from gptcli.data.sources import TEXT_SUFFIXES, BuiltinSource, FileSource, HubSou
 from gptcli.errors import DataError
 from gptcli.hub import first_line
 
-READ_BYTES = 1 << 20
+# Text is worked on in parts of that size: small enough for the arrays of its words to stay in a cache.
+READ_BYTES = 1 << 19
 # A small file can unpack to any size. This much of it must fit in memory:
 MAX_ROW = 2**28  # characters of a row, or of a line
 MAX_JSON = 2**30  # characters of a .json file, which is read as a whole

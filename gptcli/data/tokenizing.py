@@ -143,7 +143,7 @@ class TextEncoder:
         """Return the ids of each text, with no token added."""
         if self._memory is None or sum(map(len, texts)) < self.MIN_CHARACTERS * len(texts):
             return [np.array(ids, dtype=np.uint32) for ids in encode_batch(self._tokenizer, texts)]
-        return [self._memory.encode(text) for text in texts]
+        return self._memory.encode_batch(texts)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -2,7 +2,7 @@
 
 GPT-2's tokenizer cuts a text into words (letters, digits or signs, with the space before them; white
 space; 's, 'll and the like), and makes tokens of each by itself. Most words of a text stood there
-before, so `WordMemory.encode`
+before, so `WordMemory`
 
 1. finds the cuts, for the whole text at once;
 2. looks up the words of at most 16 bytes in a table;
@@ -16,7 +16,8 @@ two cuts that do not depend on them, text is one word here.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,9 @@ _HASH_SHIFT = np.uint64(64 - _TABLE_BITS)
 _MASKS = np.array([2 ** (8 * count) - 1 for count in range(9)], dtype=np.uint64)
 # Tokens that are kept. Words that share a slot are learnt again and again, so at last all is forgotten.
 _MOST_TOKENS = 2**22
+# Words that are tokenized as one text: each text has a thread of the tokenizer's.
+_WORDS_OF_A_TEXT = 500
+_NO_TOKENS = np.zeros(0, dtype=np.uint32)
 
 
 def cuts_like_gpt2(tokenizer: Tokenizer) -> bool:
@@ -53,6 +57,19 @@ def cuts_like_gpt2(tokenizer: Tokenizer) -> bool:
         and not rules["add_prefix_space"]
         and not getattr(tokenizer.model, "dropout", None)
     )
+
+
+class _Words(NamedTuple):
+    """The words of a text."""
+
+    raw: bytes
+    """The text in UTF-8."""
+    cuts: np.ndarray
+    """(words + 1,): where each begins, and where the last one ends."""
+    first: np.ndarray
+    """(words,): their first eight bytes as a number, as `_numbers_of` says."""
+    second: np.ndarray
+    """(words,): the eight bytes behind those."""
 
 
 class WordMemory:
@@ -74,27 +91,37 @@ class WordMemory:
         self._begins, self._counts = np.zeros((2, 0), dtype=np.int64)
         self._tokens = np.zeros(0, dtype=np.uint32)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Return (tokens,), uint32: what the tokenizer makes of `text`, with no token added."""
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Return (tokens,), uint32, of each text: what the tokenizer makes of it, no token added."""
+        # The next text is cut while the last is looked up.
+        with ThreadPoolExecutor(1, "cutting") as thread:
+            return list(map(self._encode, texts, thread.map(self._cut, texts)))
+
+    def _cut(self, text: str) -> _Words | None:
+        """Return the words of `text`; None if there are none, or it is no text of words alone."""
         # Added tokens go before words, and zero bytes could not be told from the end of a short word.
-        if "\0" in text or self._holds_added_token(text):
-            return self._tokenize([text])[0]
-        if not text:
-            return np.zeros(0, dtype=np.uint32)
-        if len(self._tokens) > _MOST_TOKENS:
-            self._forget()
+        if not text or "\0" in text or self._holds_added_token(text):
+            return None
         raw = text.encode()
         padded = np.frombuffer(raw + bytes(_LONGEST), dtype=np.uint8)
         cuts = find_cuts(padded, len(raw))
-        first, second = _numbers_of(padded, cuts)
+        return _Words(raw, cuts, *_numbers_of(padded, cuts))
+
+    def _encode(self, text: str, words: _Words | None) -> np.ndarray:
+        if words is None:
+            return self._tokenize([text])[0]
+        raw, cuts, first, second = words
+        if len(self._tokens) > _MOST_TOKENS:
+            self._forget()
         places = self._look_up(first, second)
         is_short = np.diff(cuts) <= _LONGEST
         unknown = np.flatnonzero((places < 0) | ~is_short)
-        words = [
-            raw[begin:end]
-            for begin, end in zip(cuts[unknown].tolist(), cuts[unknown + 1].tolist(), strict=True)
-        ]
-        places[unknown] = self._learn(words)
+        places[unknown] = self._learn(
+            [
+                raw[begin:end]
+                for begin, end in zip(cuts[unknown].tolist(), cuts[unknown + 1].tolist(), strict=True)
+            ]
+        )
         new = unknown[is_short[unknown]]
         self._remember(first[new], second[new], places[new])
         # Each word's tokens go behind those of the words before it.
@@ -128,13 +155,18 @@ class WordMemory:
         """Add the tokens of `words` to the lists and return the place of each word."""
         distinct = {word: word.decode() for word in dict.fromkeys(words)}
         lines = [word for word, text in distinct.items() if _can_be_a_line(text)]
-        # A line a word, they are tokenized together, which is several times as fast.
-        text = "".join(f"{distinct[word]}\n" for word in lines)
-        if self._line_feed is None or self._holds_added_token(text):
-            lines, text = [], ""
-        together = set(lines)
-        others = [word for word in distinct if word not in together]
-        ids, *of_others = self._tokenize([text, *(distinct[word] for word in others)])
+        # A line a word, some are tokenized together, which is several times as fast.
+        together = [
+            "".join(f"{distinct[word]}\n" for word in lines[first : first + _WORDS_OF_A_TEXT])
+            for first in range(0, len(lines), _WORDS_OF_A_TEXT)
+        ]
+        if self._line_feed is None or any(map(self._holds_added_token, together)):
+            lines, together = [], []
+        in_lines = set(lines)
+        others = [word for word in distinct if word not in in_lines]
+        all_ids = self._tokenize([*together, *(distinct[word] for word in others)])
+        of_others = all_ids[len(together) :]
+        ids = np.concatenate([_NO_TOKENS, *all_ids[: len(together)]])
         is_end = ids == self._line_feed
         line_counts = np.diff(np.flatnonzero(is_end), prepend=-1) - 1
         counts = np.array([*line_counts.tolist(), *map(len, of_others)], dtype=np.int64)

@@ -78,8 +78,8 @@ def test_the_tokens_are_those_of_the_whole_text(tokenizer: PreTrainedTokenizerFa
     memory = WordMemory(tokenizer.backend_tokenizer)
     expected = whole(tokenizer, text)
     # Learnt, and then remembered.
-    assert memory.encode(text).tolist() == expected
-    assert memory.encode(text).tolist() == expected
+    assert memory.encode_batch([text])[0].tolist() == expected
+    assert memory.encode_batch([text])[0].tolist() == expected
 
 
 @pytest.mark.parametrize("table_bits", [1, 4, 18])
@@ -97,7 +97,7 @@ def test_words_that_share_a_slot_and_what_is_forgotten_change_nothing(
     drawn = random.Random(0)
     for _ in range(100):
         text = "".join(drawn.choices(PARTS, k=60))
-        assert memory.encode(text).tolist() == whole(tokenizer, text)
+        assert memory.encode_batch([text])[0].tolist() == whole(tokenizer, text)
 
 
 def test_a_word_is_tokenized_once(
@@ -112,18 +112,18 @@ def test_a_word_is_tokenized_once(
         return learn(new)
 
     monkeypatch.setattr(memory, "_learn", note)
-    memory.encode(TEXT)
+    memory.encode_batch([TEXT])
     assert {word.decode() for word in learnt} == set(cut(TEXT))
     learnt.clear()
-    memory.encode(TEXT)
+    memory.encode_batch([TEXT])
     assert learnt == []
 
 
 def test_tokens_that_were_added_are_found_first(tokenizer_of_its_own: PreTrainedTokenizerFast) -> None:
     tokenizer_of_its_own.add_tokens([AddedToken("cat sat", lstrip=True)])
     memory = WordMemory(tokenizer_of_its_own.backend_tokenizer)
-    assert memory.encode(TEXT).tolist() == whole(tokenizer_of_its_own, TEXT)
-    assert len(tokenizer_of_its_own) - 1 in memory.encode(TEXT)
+    assert memory.encode_batch([TEXT])[0].tolist() == whole(tokenizer_of_its_own, TEXT)
+    assert len(tokenizer_of_its_own) - 1 in memory.encode_batch([TEXT])[0]
 
 
 @pytest.fixture
@@ -185,4 +185,4 @@ def test_gpt2s_own_tokenizer_gives_the_same_tokens_of_every_language(shared_data
     assert len(files) >= 40
     for file in files:
         text = file.read_bytes().decode()
-        assert memory.encode(text).tolist() == whole(tokenizer, text), file.name
+        assert memory.encode_batch([text])[0].tolist() == whole(tokenizer, text), file.name
