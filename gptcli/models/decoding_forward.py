@@ -82,27 +82,31 @@ class DecodingForward:
         begin, end = starts[0], max(starts) + tokens
         is_even = min(starts) + tokens == end
         assert end <= earlier.capacity and (is_even or tokens == 1)
+        parts = earlier.parts[:, :, :rows]
         mask = None
         if is_even:
-            positions = torch.arange(begin, end, device=self.device)
+            position_embedding = self._position_embedding[begin:end]
+            places = parts[..., begin:end, :].unbind()
         else:
             where = torch.tensor(starts, device=self.device)
-            positions = where[:, None]
-            later = torch.arange(end, device=self.device) > positions
+            position_embedding = self._position_embedding[where[:, None]]
+            later = torch.arange(end, device=self.device) > where[:, None]
             mask = torch.zeros(later.shape, dtype=self._dtype, device=self.device)
             mask = mask.masked_fill_(later, -torch.inf)[:, None, None]
             row_numbers = torch.arange(rows, device=self.device)
-        embedded = self._token_embedding[input_ids].to(self._dtype) + self._position_embedding[positions]
+        embedded = F.embedding(input_ids, self._token_embedding).to(self._dtype) + position_embedding
         hidden = embedded.flatten(0, 1)
-        for layer, parts in zip(self._layers, earlier.parts, strict=True):
-            new = layer.queries_keys_values(hidden).view(rows, tokens, 3, layer.heads, layer.size)
+        # Views of all layers at once: between the products of one row, each operation counts.
+        all_keys, all_values = (kind.unbind() for kind in parts[..., :end, :].unbind(1))
+        shape = (rows, tokens, 3, self._layers[0].heads, self._layers[0].size)
+        for number, layer in enumerate(self._layers):
+            new = layer.queries_keys_values(hidden).view(shape)
             new = new.permute(2, 0, 3, 1, 4)  # (3, rows, heads, tokens, size).
             if is_even:
-                parts[:, :rows, :, begin:end] = new[1:]
+                places[number].copy_(new[1:])
             else:
-                parts[:, row_numbers, :, where] = new[1:, :, :, 0].transpose(0, 1)
-            keys, values = parts[:, :rows, :, :end]
-            mixed = _attended(new[0], keys, values, mask, layer.scale)
+                parts[number, :, row_numbers, :, where] = new[1:, :, :, 0].transpose(0, 1)
+            mixed = _attended(new[0], all_keys[number], all_values[number], mask, layer.scale)
             hidden = layer.behind_attention(hidden, mixed.transpose(1, 2).reshape(hidden.shape))
         return self._ln_f(hidden).view(rows, tokens, -1)
 

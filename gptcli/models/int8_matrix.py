@@ -28,8 +28,9 @@ _MANY_ROWS = 256
 class Int8Matrix:
     """A matrix of bytes."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """weight: (outputs, inputs), of any floating-point type, on the CPU."""
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """weight: (outputs, inputs), of any floating-point type, on the CPU. bias: (outputs,)."""
+        self._bias = None if bias is None else bias.detach().float()
         weight = weight.detach()
         scales = weight.abs().amax(1).float().clamp_min_(_NOTHING).div_(_WEIGHT_LEVELS)
         levels = (weight / scales[:, None]).round_().to(torch.int8).contiguous()
@@ -38,18 +39,18 @@ class Int8Matrix:
             # That torch will drop its quantized tensors: multiplies_int8 looks whether they are there.
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
-            self._for_one_row = torch.ops.quantized.linear_prepack(quantized, None)
+            self._for_one_row = torch.ops.quantized.linear_prepack(quantized, self._bias)
         self._levels: Tensor | None = levels
         self._for_many_rows: Tensor | None = None
         self._scales, self._zeros = scales, zeros.int()
         self._sums = levels.sum(1, dtype=torch.int32) * scales
         self._rows_seen = 0
 
-    def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """Return (n, outputs) float32 of (n, inputs) float32."""
+    def product(self, inputs: Tensor) -> Tensor:
+        """Return (n, outputs) float32 of (n, inputs) float32, the bias added."""
         if len(inputs) == 1:
             outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, self._for_one_row, False)
-            return outputs if bias is None else outputs.add_(bias)
+            return outputs
         low, high = torch.aminmax(inputs, dim=-1, keepdim=True)
         low, high = low.clamp_max(0), high.clamp_min(0)
         scale = (high - low).div_(_INPUT_LEVELS).clamp_min_(_NOTHING)
@@ -57,7 +58,7 @@ class Int8Matrix:
         scale.clamp_min_(_SMALLEST_SCALE)
         outputs = self._product_of_levels(torch.addcdiv(zero, inputs, scale))
         outputs = torch.addcmul(outputs, zero, self._sums, value=-1)
-        return outputs.mul_(scale) if bias is None else torch.addcmul(bias, outputs, scale)
+        return outputs.mul_(scale) if self._bias is None else torch.addcmul(self._bias, outputs, scale)
 
     def _product_of_levels(self, levels: Tensor) -> Tensor:
         """Return (n, outputs) of whole numbers from 0 to 255, which the inputs are rounded to."""
@@ -69,7 +70,7 @@ class Int8Matrix:
             outputs: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 levels, 1.0, 0, self._for_one_row
             )
-            return outputs
+            return outputs if self._bias is None else outputs.sub_(self._bias)
         many: Any = torch.ops.onednn.qlinear_pointwise
         return cast(
             Tensor,

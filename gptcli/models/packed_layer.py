@@ -36,8 +36,8 @@ class PackedLayer:
 
     def behind_attention(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Return (n, width), of what the layer was given and the values that its tokens attended to."""
-        hidden = hidden + self._attention_output(mixed)
-        return hidden + self._mlp_output(self._mlp_input(self._ln_2(hidden)))
+        hidden = self._attention_output(mixed).add_(hidden)
+        return self._mlp_output(self._mlp_input(self._ln_2(hidden))).add_(hidden)
 
 
 class LayerNorm:
