@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _report_usage(error: typer.exceptions.TyperException) -> None:
-    message = error.format_message()
+    message = _usage_message(error)
     # Typer keeps this class, which a command group without arguments raises, to itself.
     if type(error).__name__ == "NoArgsIsHelpError":
         console.say(message)
@@ -152,6 +152,20 @@ def _report_usage(error: typer.exceptions.TyperException) -> None:
     command = context.command_path if context else "gptcli"
     end = "" if message.endswith((".", "?", ")")) else "."
     console.report_error(f"{message}{end} See `{command} --help`.")
+
+
+def _usage_message(error: typer.exceptions.TyperException) -> str:
+    """Return what is wrong; of an option's value, in the words in which settings are spoken of."""
+    option, problem = getattr(error, "param", None), error.__cause__
+    if option is None or problem is None:
+        return error.format_message()
+    from pydantic import ValidationError
+
+    from gptcli.config.loading import wrong_value
+
+    if not isinstance(problem, ValidationError):
+        return error.format_message()
+    return f"{max(option.opts, key=len)} is {wrong_value(problem.errors()[0])}"
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:

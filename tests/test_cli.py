@@ -199,7 +199,12 @@ def test_a_shell_is_told_how_a_word_goes_on(typed: str, completed: list[str]) ->
         (["pretrain", "--config"], "'--config'", "gptcli"),
         (["pretrain", "--confg", "a.yaml"], "--config", "gptcli pretrain"),
         (["pretrain", "--config", "a.yaml", "b.yaml"], "b.yaml", "gptcli pretrain"),
-        (["generate", "a", "--model", "m", "--top-k", "many"], "'--top-k'", "gptcli generate"),
+        (
+            ["generate", "a", "--model", "m", "--top-k", "many"],
+            "--top-k is 'many'; it must be a whole number.",
+            "gptcli generate",
+        ),
+        (["eval", "--limit", "0"], "--limit is '0'; it must be at least 1.", "gptcli eval"),
     ],
 )
 def test_a_usage_error_is_one_line_that_leads_to_the_help(

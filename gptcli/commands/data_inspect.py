@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
 from gptcli import console
 from gptcli.commands.options import Assignments
 from gptcli.commands.training import AsJson, ConfigFile, ModelName, show_preparation
-from gptcli.errors import BelowThreshold
+from gptcli.errors import BelowThreshold, ConfigError
 
 if TYPE_CHECKING:
+    from gptcli.inspection.findings import Level
     from gptcli.pipelines.inspect_data import Inspection
 
 MAX_CHARACTERS = 400
@@ -22,8 +23,11 @@ def inspect(
     config: ConfigFile,
     model: ModelName = None,
     assignments: Assignments = [],
-    fail_on: Literal["warning", "problem"] | None = typer.Option(
-        None, "--fail-on", help="End with exit code 7 if there is a finding of this level or worse."
+    fail_on: str | None = typer.Option(
+        None,
+        "--fail-on",
+        metavar="<warning|problem>",
+        help="End with exit code 7 if there is a finding of this level or worse.",
     ),
     examples: int = typer.Option(
         2, "--examples", min=0, help="Show so many training examples, each from another batch."
@@ -42,6 +46,7 @@ def inspect(
     """
     from gptcli.config.loading import load_settings
 
+    level = None if fail_on is None else _level(fail_on)
     settings = load_settings(config, assignments, {"model": {"name": model}})
     with console.ProgressDisplay() as display:
         from gptcli.hub import quiet_libraries
@@ -55,8 +60,8 @@ def inspect(
         console.write_json(inspection.as_dict())
     else:
         _print(inspection)
-    if fail_on is not None:
-        _fail_on(fail_on, inspection)
+    if level is not None:
+        _fail_on(level, inspection)
 
 
 def _print(inspection: Inspection) -> None:
@@ -72,7 +77,17 @@ def _print(inspection: Inspection) -> None:
         console.write_learnt(((part.text, part.is_learnt) for part in parts), indent="  ")
 
 
-def _fail_on(level: Literal["warning", "problem"], inspection: Inspection) -> None:
+def _level(name: str) -> Level:
+    """Return the level of that name. Raises ConfigError if there is none that is worse than ok."""
+    from gptcli.inspection.findings import LEVELS
+
+    for level in LEVELS[1:]:
+        if level == name:
+            return level
+    raise ConfigError(f"--fail-on is {name!r}; it must be {' or '.join(LEVELS[1:])}.")
+
+
+def _fail_on(level: Level, inspection: Inspection) -> None:
     """Raise BelowThreshold if there is a finding of that level or a worse one."""
     from gptcli.inspection.findings import LEVELS
 

@@ -22,8 +22,10 @@ from gptcli.errors import ConfigError
 
 _EXPECTED = {
     "int_type": "a whole number",
+    "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
@@ -196,16 +198,20 @@ def _describe(problem: ErrorDetails, origin: Origin) -> str:
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"{origin}: {name} is not a setting.{_suggestion(path, origin)}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{origin}: {name}: {problem['ctx']['error']}."
+    return f"{origin}: {name} is {wrong_value(problem)}"
+
+
+def wrong_value(problem: ErrorDetails) -> str:
+    """Return the end of a sentence on a pydantic error: the value, and what it must be."""
     value = problem["input"]
     context = problem.get("ctx", {})
     match problem["type"]:
-        case "value_error" if isinstance(value, dict):
-            return f"{origin}: {name}: {context['error']}."
         case "value_error":
-            expected = str(context["error"])
-            return f"{origin}: {name} is {_shown(value)}; {expected}."
+            return f"{_shown(value)}; {context['error']}."
         case "literal_error":
-            return f"{origin}: {name} is {_shown(value)}; it must be {context['expected']}."
+            return f"{_shown(value)}; it must be {context['expected']}."
         case "greater_than":
             expected = f"more than {context['gt']:,.10g}"
         case "greater_than_equal":
@@ -218,7 +224,7 @@ def _describe(problem: ErrorDetails, origin: Origin) -> str:
             expected = "a section with settings under it"
         case kind:
             expected = _EXPECTED.get(kind, problem["msg"])
-    return f"{origin}: {name} is {_shown(value)}; it must be {expected}."
+    return f"{_shown(value)}; it must be {expected}."
 
 
 def _shown(value: object) -> str:

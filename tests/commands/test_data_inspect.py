@@ -101,6 +101,13 @@ def test_findings_name_a_place_and_fail_the_command_that_asks_for_it(run: Run, t
     assert warned.code == 7
 
 
+def test_a_level_that_there_is_not_is_told_before_the_data_is_read(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(task="language-modelling"))
+    shown = run("data", "inspect", "-c", "config.yaml", "--fail-on", "oops")
+    assert (shown.code, shown.stdout) == (2, "")
+    assert shown.stderr == "Error: --fail-on is 'oops'; it must be warning or problem.\n"
+
+
 def test_each_kind_of_trouble_is_counted_as_it_was_put_in(run: Run, tmp_path: Path) -> None:
     # Of 20 words each, none of which is in another.
     texts = [" ".join(f"{letter}{n}" for letter in "abcdefghijklmnopqrst") for n in range(62)]

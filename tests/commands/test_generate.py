@@ -230,7 +230,7 @@ def test_a_line_of_a_file_longer_than_the_context_is_named_before_any_text(
         (["x", "--temperature", "0"], "--temperature: generation.temperature is 0.0; "),
         (["x", "--temperature", "-1"], "generation.temperature is -1.0; it must be more than 0."),
         (["x", "--temperature", "nan"], "it must be"),
-        (["x", "--temperature", "warm"], "Invalid value for '--temperature'"),
+        (["x", "--temperature", "warm"], "--temperature is 'warm'; it must be a number."),
         (["x", "--top-p", "1.5"], "generation.top_p is 1.5; it must be at most 1."),
         (["x", "--top-p", "0"], "generation.top_p is 0.0; it must be more than 0."),
         (["x", "--top-k", "0"], "generation.top_k is 0; it must be at least 1."),
