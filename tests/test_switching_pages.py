@@ -18,6 +18,7 @@ from gptcli.config.names import setting_names
 from gptcli.config.schema import Settings
 from gptcli.training.run_folder import RunFolder
 from tests.conftest import REPOSITORY
+from tests.test_cli import run_main
 
 PAGES = sorted((REPOSITORY / "docs").glob("from-*.md"))
 CODE = re.compile(r"`([^`]+)`")
@@ -104,6 +105,23 @@ def test_the_check_sees_what_is_not_there() -> None:
         assert problem_with(name, known) is not None, name
     for name in ("training.learning_rate", "--resume", "gptcli config init", "runs/NAME/model/"):
         assert problem_with(name, known) is None, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_from_there_are_answered_as_a_page_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = re.search(
+        r"`old\.yaml`:\n\n```yaml\n(.*?)```\n\n`gptcli (.*?)` says:\n\n```text\n(.*?)```",
+        page.read_text(),
+        re.DOTALL,
+    )
+    assert shown is not None
+    config, arguments, said = shown.groups()
+    (tmp_path / "old.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, *arguments.split()) == 2
+    assert capsys.readouterr().err == said
 
 
 def test_every_argument_of_the_trainer_is_on_its_page() -> None:
