@@ -213,10 +213,16 @@ class ProgressDisplay:
         """Of the stage that is shown; "" if none is."""
         return "" if self._stage is None else self._stage.title
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether there is a terminal to draw bars on."""
-        return self._console is not None
+    def can_draw(self, *, is_live: bool = False) -> bool:
+        """Whether there is a terminal to draw bars on, at which nobody types the input.
+
+        is_live: the input comes while it is worked on.
+        """
+        if self._console is None:
+            return False
+        # Once it is read to its end, it may be closed.
+        is_open = sys.stdin is not None and not sys.stdin.closed
+        return not (is_live and is_open and sys.stdin.isatty())
 
     def start(self, title: str, total: int | None, done: int = 0) -> None:
         """Begin a stage of `total` units (None: not known), of which `done` are done."""
@@ -242,6 +248,15 @@ class ProgressDisplay:
         if self._part is not None and self._progress is not None:
             self._progress.remove_task(self._part.bar)
         self._part = None
+
+    def write_result(self, text: str) -> None:
+        """Write whole lines to stdout, not over the bar if a terminal shows both."""
+        shared = self._progress if sys.stdout.isatty() else None
+        if shared is not None:
+            shared.stop()
+        write_result(text, end="")
+        if shared is not None:
+            shared.start()
 
     def close(self) -> None:
         """Take the bar off the terminal, so that it is free for other things."""

@@ -136,6 +136,25 @@ def test_results_stay_on_stdout_while_a_bar_is_drawn(
     assert capsys.readouterr().out == "once upon a time\n"
 
 
+def test_results_of_a_terminal_with_a_bar_stand_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        monkeypatch.setattr(sys, "stdout", sys.stderr)
+        with console.ProgressDisplay() as display:
+            display.start("Classifying", 3)
+            for number in (1, 2):
+                display.write_result(f"text {number}\n")
+                display.update(number, f"{number} rows")
+
+    be_a_terminal_of_colours(monkeypatch, no_color=True)
+    shown = shown_on_a_terminal(monkeypatch, "stderr", work)
+    # Each result is on a line from which the bar has been erased; it is drawn again below.
+    assert [line.rpartition("\x1b[2K")[2] for line in shown.split("\r\n") if "text" in line] == [
+        "text 1",
+        "text 2",
+    ]
+    assert shown.rindex("2 rows") > shown.index("text 2")
+
+
 def test_results_are_made_safe_for_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

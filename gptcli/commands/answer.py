@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +94,14 @@ def answer(
             kind = output_format(output_file, None)
         check_output(output_file, input_file)
 
-    from gptcli.data.ledger import Reading
-    from gptcli.data.questions import Question
-    from gptcli.hub import quiet_libraries
-    from gptcli.pipelines.answer import Answerer, AskedQuestions, read_questions
+    with console.working("Loading"):
+        from gptcli.data.ledger import Reading
+        from gptcli.data.output_rows import json_line
+        from gptcli.data.questions import Question
+        from gptcli.hub import quiet_libraries
+        from gptcli.pipelines.answer import Answerer, AskedQuestions, read_questions
 
-    quiet_libraries()
+        quiet_libraries()
     if input_file is not None:
         asked = read_questions(
             input_file,
@@ -111,16 +113,22 @@ def answer(
     else:
         only = Question("", "1", "", str(question).strip(), text, ())
         asked = AskedQuestions(iter([only]), Reading(), 1, is_live=False)
-    answerer = Answerer(model, settings.data, settings.runtime, top_k=top_k)
+    with console.working("Loading"):
+        answerer = Answerer(model, settings.data, settings.runtime, top_k=top_k)
     answers = answerer.answer(asked.questions, is_live=asked.is_live)
     if output_file is not None:
         _write(output_file, kind, answers, asked.total)
     else:
-        for found in answers:
-            if as_json:
-                console.write_json(found.as_dict())
-            else:
-                _print(found, is_only=input_file is None)
+        with console.ProgressDisplay() as display:
+            has_bar = display.can_draw(is_live=asked.is_live)
+            if has_bar:
+                display.start("Answering", asked.total)
+            for number, found in enumerate(answers, 1):
+                is_only = input_file is None
+                lines = [json_line(found.as_dict())] if as_json else _lines(found, is_only=is_only)
+                display.write_result("".join(f"{line}\n" for line in lines))
+                if has_bar:
+                    display.update(number, f"{number:,} questions")
     reading = asked.reading
     if reading.empty_documents_dropped:
         console.warn(
@@ -153,20 +161,20 @@ def _context(context: str | None, file: str | None) -> str:
     return context
 
 
-def _print(found: Answer, *, is_only: bool) -> None:
+def _lines(found: Answer, *, is_only: bool) -> Iterator[str]:
     indent = ""
     if not is_only:
-        console.write_result(" ".join(found.question.split()))
+        yield " ".join(found.question.split())
         indent = "  "
     if found.answer is None:
-        console.write_result(f"{indent}No answer (probability {found.probability:.3f})")
+        yield f"{indent}No answer (probability {found.probability:.3f})"
         if len(found.candidates) > 1:
-            console.write_result(f"{indent}If there were one:")
+            yield f"{indent}If there were one:"
     elif len(found.candidates) == 1:
-        console.write_result(indent + _shown(found.candidates[0]))
+        yield indent + _shown(found.candidates[0])
     if len(found.candidates) > 1:
         for number, candidate in enumerate(found.candidates, 1):
-            console.write_result(f"{indent}{number}. {_shown(candidate)}")
+            yield f"{indent}{number}. {_shown(candidate)}"
 
 
 def _shown(candidate: Candidate) -> str:

@@ -133,14 +133,21 @@ def classify(
     if output_file is not None:
         _write_file(output_file, RowWriter(kind), rows, load, reading, as_json)
         return
-    classifier, columns = load()
+    with console.working("Loading"):
+        classifier, columns = load()
     if input_file is None and output_format is None and not as_json:
         ((item,),) = classifier.predict(rows.texts)
         _print_table(item, columns, top_k)
     else:
         writer = RowWriter(kind)
-        for items in classifier.predict(rows.texts, is_live=rows.is_live):
-            console.write_result(_lines(items, writer, columns), end="")
+        with console.ProgressDisplay() as display:
+            has_bar = display.can_draw(is_live=rows.is_live)
+            if has_bar:
+                display.start("Classifying", rows.total)
+            for items in classifier.predict(rows.texts, is_live=rows.is_live):
+                display.write_result(_lines(items, writer, columns))
+                if has_bar:
+                    display.update(classifier.counts.rows, f"{classifier.counts.rows:,} rows")
     for _, note in _notes(classifier, reading):
         console.warn(f"{note}.")
 
@@ -197,7 +204,8 @@ def _read(
     total = None
     if check_all and source.can_be_read_twice:
         # It takes no time beside the model's, and a bad row is better known before than after that.
-        total = sum(1 for _ in read_texts(source, data, Reading()))
+        with console.working("Reading"):
+            total = sum(1 for _ in read_texts(source, data, Reading()))
     texts = read_texts(source, data, reading)
     first = next(texts, None)
     if first is None:
@@ -225,6 +233,7 @@ def _write_file(
     try:
         # Opened first: if it cannot be written, that is said before any work.
         with output, console.ProgressDisplay() as display:
+            display.start("Loading", None)
             classifier, columns = load()
             started = time.monotonic()
             display.start("Classifying", rows.total)

@@ -178,7 +178,7 @@ def evaluate(
             from gptcli.pipelines.evaluate_harness import run_harness_tasks
 
             result = run_harness_tasks(
-                str(model), settings[0].runtime, tasks.split(","), tasks_folder, limit
+                str(model), settings[0].runtime, tasks.split(","), tasks_folder, limit, show
             )
             display.close()
             _give(_with_command(result), output_file, as_json, _harness_lines(result))
@@ -211,7 +211,9 @@ def evaluate(
             overlap = look_for_overlap(
                 evaluators[0], train_data, leaks=leaks, samples=copied, progress=show
             )
-        comparisons = compare(*reports, seed=settings[0].runtime.seed) if len(names) == 2 else []
+        comparisons: list[Comparison] = []
+        if len(names) == 2:
+            comparisons = compare(*reports, seed=settings[0].runtime.seed, progress=show)
         result = _with_command(_result(evaluators, reports, comparisons, overlap))
     lines: list[str] = []
     for evaluator, of_model in zip(evaluators, reports, strict=True):
@@ -315,6 +317,8 @@ class _Progress:
         if self._display.title != title or done < self._done:  # The second of two models.
             self._display.start(title, total)
         self._done = done
+        if total is None and not done:  # There is nothing to count.
+            return
         self._display.update(done, amount(done, total, unit))
 
 

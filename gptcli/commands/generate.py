@@ -105,9 +105,7 @@ def generate(
     with ExitStack() as stack:
         file = stack.enter_context(output_file.open("w", encoding="utf-8")) if output_file else None
         display = stack.enter_context(console.ProgressDisplay())
-        # Not over the texts that a terminal shows.
-        is_seen = display.is_drawn and not is_streamed and not sys.stdout.isatty()
-        has_bar = file is not None or is_seen
+        has_bar = file is not None or (display.can_draw() and not is_streamed)
         if has_bar:
             display.start("Generating", len(planned))
         if is_text and is_streamed:
@@ -122,14 +120,14 @@ def generate(
                     file.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
                 file.flush()
             elif as_json:
-                for result in results:
-                    console.write_json(result.as_dict())
+                lines = [json.dumps(result.as_dict(), ensure_ascii=False) for result in results]
+                display.write_result("".join(f"{line}\n" for line in lines))
             elif is_streamed:
                 console.write_result("")
             else:
                 for result in results:
                     title = f"=== prompt {number}, continuation {result.sequence + 1} ==="
-                    console.write_result(f"{title}\n{result.prompt}{result.completion}")
+                    display.write_result(f"{title}\n{result.prompt}{result.completion}\n")
     if is_full and not as_json:
         slides = settings.generation.context_end == "slide"
         what = "went on with the last half in view" if slides else "stopped"

@@ -17,7 +17,7 @@ from gptcli.training.stopping import StopSignals
 
 if TYPE_CHECKING:
     from gptcli.config.schema import Settings
-    from gptcli.data.preparation import PreparationProgress
+    from gptcli.data.progress import PreparationProgress
     from gptcli.pipelines.train import Event, TrainingResult
     from gptcli.training.run_record import RunRecord
 
@@ -119,7 +119,7 @@ class _Renderer:
 
     def show(self, event: Event) -> None:
         from gptcli.data.items import shortened
-        from gptcli.data.preparation import PreparationProgress
+        from gptcli.data.progress import PreparationProgress
         from gptcli.pipelines.train import DataReport
         from gptcli.training.loop import MicroBatchHalved, StepDone, StepSkipped
         from gptcli.training.run import Evaluated, Note, Sampled, Saved, Started, Working

@@ -16,12 +16,11 @@ import numpy as np
 from gptcli.config.schema import DataSettings, Settings
 from gptcli.data.examples import Examples, hold_out
 from gptcli.data.ledger import Reading
-from gptcli.data.preparation import PreparationProgress
+from gptcli.data.progress import ROWS_BETWEEN_NOTICES, Notify, PreparationProgress
 from gptcli.data.sources import Source, find_sources
 from gptcli.errors import DataError
 
 MAX_LABELS_SHOWN = 12
-ROWS_BETWEEN_NOTICES = 1000
 AN_EXAMPLE = "an example"
 """Of what a summary tells."""
 
@@ -69,7 +68,7 @@ class Items(Generic[I]):
 def read_items(
     settings: Settings,
     parse: Parse[I],
-    notify: Callable[[PreparationProgress], None],
+    notify: Notify,
     *,
     group: Callable[[I], Hashable] = lambda item: item.key,
     stratum: Callable[[I], Hashable] = lambda item: None,
@@ -117,7 +116,7 @@ def _items_of(
     parse: Parse[I],
     data: DataSettings,
     reading: Reading,
-    notify: Callable[[PreparationProgress], None],
+    notify: Notify,
 ) -> Iterator[I]:
     count = 0
     for source in sources:

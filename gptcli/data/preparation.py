@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
 from gptcli.data.documents import PlacedPiece, read_placed
 from gptcli.data.ledger import Ledger, Reading, SplitCount
+from gptcli.data.progress import Notify, PreparationProgress
 from gptcli.data.sources import TEXT_SUFFIXES, FileSource, Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
@@ -52,18 +53,6 @@ STAGING_PREFIX = "building-"
 
 
 @dataclass(frozen=True)
-class PreparationProgress:
-    """How far a stage of the preparation is."""
-
-    stage: str
-    done: int
-    total: int | None
-    """None if it is not known yet."""
-    unit: str = "bytes"
-    """What `done` and `total` count."""
-
-
-@dataclass(frozen=True)
 class PreparedText:
     """All that training needs of the data."""
 
@@ -74,9 +63,6 @@ class PreparedText:
     data_fingerprint: str
     tokenizer_fingerprint: str
     was_cached: bool
-
-
-Notify = Callable[[PreparationProgress], None]
 
 
 def prepare_text(
@@ -319,9 +305,8 @@ def _build(
 
     if tokenizer is None:
         assert settings.tokenizer.train is not None
-        notify(PreparationProgress("training the tokenizer", 0, None))
         texts = (piece.text for name, piece in pieces() if name == TRAIN)
-        tokenizer = train_tokenizer(texts, settings.tokenizer.train)
+        tokenizer = train_tokenizer(texts, settings.tokenizer.train, notify)
     # Ids can lie above the count of tokens where a vocabulary has gaps.
     dtype = token_dtype(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
 

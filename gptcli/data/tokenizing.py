@@ -15,6 +15,7 @@ import numpy as np
 
 from gptcli.config.schema import TokenizerTraining
 from gptcli.data.documents import END_OF_TEXT
+from gptcli.data.progress import Notify, PreparationProgress
 from gptcli.data.words import WordMemory, cuts_like_gpt2
 from gptcli.errors import ModelError
 from gptcli.hub import hub_problem, use_cache_if_unreachable
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def train_tokenizer(texts: Iterator[str], settings: TokenizerTraining) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterator[str], settings: TokenizerTraining, notify: Notify = lambda progress: None
+) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE like GPT-2's, trained on the first part of `texts`.
 
     Any text in any script round-trips exactly. The vocabulary is smaller than asked for when the text
@@ -42,7 +45,7 @@ def train_tokenizer(texts: Iterator[str], settings: TokenizerTraining) -> PreTra
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first_megabytes(texts, settings.sample_megabytes), trainer)
+    tokenizer.train_from_iterator(_first_megabytes(texts, settings.sample_megabytes, notify), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -52,13 +55,19 @@ def train_tokenizer(texts: Iterator[str], settings: TokenizerTraining) -> PreTra
     )
 
 
-def _first_megabytes(texts: Iterator[str], megabytes: int) -> Iterator[str]:
-    left = megabytes * 1_000_000
+def _first_megabytes(texts: Iterator[str], megabytes: int, notify: Notify) -> Iterator[str]:
+    notify(PreparationProgress("counting words", 0, None))
+    done, next_notice = 0, 1_000_000
     for text in texts:
         yield text
-        left -= len(text.encode())
-        if left <= 0:
-            return
+        done += len(text.encode())
+        if done >= next_notice:
+            notify(PreparationProgress("counting words", done, None))
+            next_notice = done + 1_000_000
+        if done >= megabytes * 1_000_000:
+            break
+    # How long that takes is known to none: of a large vocabulary, longer than the counting.
+    notify(PreparationProgress("training the tokenizer", 0, None))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:

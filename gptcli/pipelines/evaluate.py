@@ -18,6 +18,7 @@ from gptcli.config.schema import Settings
 from gptcli.data.documents import Piece
 from gptcli.data.items import LengthLimit
 from gptcli.data.ledger import Reading
+from gptcli.data.progress import PreparationProgress, noticed
 from gptcli.data.sources import Source
 from gptcli.errors import ConfigError, DataError, ModelError
 from gptcli.evaluation.benchmarks.benchmark import Benchmark, Item
@@ -54,6 +55,8 @@ from gptcli.training.run import library_versions
 
 OnProgress = Callable[[str, int, int | None, str], None]
 """Called with (what is tested, how much is done, of how much if known, what is counted)."""
+INTERVALS = "drawing intervals"
+"""What takes a while behind a test of many items."""
 OnSample = Callable[[dict[str, Any]], None]
 """Called with one item and what the model says of it."""
 
@@ -171,14 +174,12 @@ class Evaluator:
         self._benchmarks, self.skipped = choose_benchmarks(
             request.benchmarks, request.data, settings.evaluation
         )
-        self.data = TestedData(
-            model,
-            settings,
-            request.data,
-            lambda event: progress(event.stage, event.done, event.total, event.unit),
-        )
+        self.data = TestedData(model, settings, request.data, self._notify)
         self._rows: dict[str, list[Source]] = {}
         self._check()
+
+    def _notify(self, event: PreparationProgress) -> None:
+        self._progress(event.stage, event.done, event.total, event.unit)
 
     def _check(self) -> None:
         if self._benchmarks and self.found.kind != "language-modelling":
@@ -440,7 +441,8 @@ class Evaluator:
         items = list(islice(self.data.conversations(), self._request.limit))
         limit = LengthLimit(int(self.found.config.n_positions), "cut")
         chat_format = ChatFormat(loaded.tokenizer, self.model)
-        examples = conversation_examples(items, chat_format, self.model, loaded.tokenizer, limit)
+        noticed_items = noticed(items, "making examples", self._notify)
+        examples = conversation_examples(noticed_items, chat_format, self.model, loaded.tokenizer, limit)
         if not len(examples):
             raise DataError(f"{self.data.name}: there is no conversation with an answer that fits.")
         digest = hashlib.sha256(repr([item.messages for item in items]).encode())
@@ -470,6 +472,7 @@ class Evaluator:
         details: dict[str, Any] | None = None,
         notes: list[str] | None = None,
     ) -> Report:
+        self._progress(INTERVALS, 0, None, "draws")
         scores = scores_of(measured, seed=self._settings.runtime.seed)
         conditions["resampled"] = measured.unit
         return Report(
@@ -510,7 +513,9 @@ class Evaluator:
         return digest.hexdigest()
 
 
-def compare(first: list[Report], second: list[Report], *, seed: int) -> list[Comparison]:
+def compare(
+    first: list[Report], second: list[Report], *, seed: int, progress: OnProgress
+) -> list[Comparison]:
     """Return how two models differ in each test.
 
     Raises ConfigError if their tests are not the same, DataError if their items are not.
@@ -527,6 +532,7 @@ def compare(first: list[Report], second: list[Report], *, seed: int) -> list[Com
             raise DataError(
                 f"{one.test}: the two models were tested on different items. Give the same --data."
             )
+        progress(INTERVALS, 0, None, "draws")
         found = differences(one.measured, other.measured, seed=seed)
         items = one.conditions.get("items", len(one.measured.items))
         comparisons.append(Comparison(one.test, items, found))

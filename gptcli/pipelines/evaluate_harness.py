@@ -11,15 +11,18 @@ from typing import Any
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
-from gptcli.evaluation.continuations import ContinuationScorer
+from gptcli.evaluation.continuations import ContinuationScorer, Likelihood
 from gptcli.generation.decoder import Decoder, Finished, Request, TextStream
 from gptcli.generation.sampling import Sampling
 from gptcli.hub import first_line, is_network_failure
 from gptcli.models.loading import LoadedModel, load_model
+from gptcli.pipelines.evaluate import OnProgress
 from gptcli.training.device import Compute, choose_compute
 from gptcli.training.run import library_versions
 
 DEFAULT_NEW_TOKENS = 256  # As the harness has it for tasks that do not say.
+REQUESTS_AT_ONCE = 1024
+"""Scored together: the more, the more of their beginnings are shared."""
 
 
 def run_harness_tasks(
@@ -28,6 +31,7 @@ def run_harness_tasks(
     tasks: list[str],
     folder: Path | None,
     limit: int | None,
+    progress: OnProgress = lambda what, done, total, unit: None,
 ) -> dict[str, Any]:
     """Return {"tasks": {name: {score: value}}, ...} of the harness.
 
@@ -51,7 +55,7 @@ def run_harness_tasks(
     loaded = load_model(model, compute.device, compute.dtype)
     try:
         found = lm_eval.simple_evaluate(
-            model=_harness_model(loaded, compute),
+            model=_harness_model(loaded, compute, progress),
             tasks=tasks,
             task_manager=manager,
             limit=limit,
@@ -76,7 +80,7 @@ def run_harness_tasks(
     }
 
 
-def _harness_model(loaded: LoadedModel, compute: Compute) -> Any:
+def _harness_model(loaded: LoadedModel, compute: Compute, progress: OnProgress) -> Any:
     """Return the model as the harness wants one."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -95,12 +99,17 @@ def _harness_model(loaded: LoadedModel, compute: Compute) -> Any:
             return list(loaded.tokenizer.encode(string, add_special_tokens=False))
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            found = scorer.score_tokens([(context, text) for _, context, text in requests])
+            found: list[Likelihood] = []
+            for first in range(0, len(requests), REQUESTS_AT_ONCE):
+                progress("scoring", first, len(requests), "requests")
+                some = requests[first : first + REQUESTS_AT_ONCE]
+                found += scorer.score_tokens([(context, text) for _, context, text in some])
             return [(one.log_probability, one.is_greedy) for one in found]
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             totals = []
-            for request in requests:
+            for number, request in enumerate(requests):
+                progress("scoring", number, len(requests), "texts")
                 windows = get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0]),
                     prefix_token=self.eot_token_id,
@@ -112,7 +121,11 @@ def _harness_model(loaded: LoadedModel, compute: Compute) -> Any:
             return totals
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            return [self._generated(*request.args) for request in requests]
+            texts = []
+            for number, request in enumerate(requests):
+                progress("generating", number, len(requests), "texts")
+                texts.append(self._generated(*request.args))
+            return texts
 
         def _generated(self, prompt: str, options: dict[str, Any]) -> str:
             stops = options.get("until") or []

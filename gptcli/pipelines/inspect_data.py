@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -18,11 +18,11 @@ from gptcli.data.ledger import Reading
 from gptcli.data.preparation import (
     TRAIN,
     VALIDATION,
-    PreparationProgress,
     PreparedText,
     prepare_text,
     read_split,
 )
+from gptcli.data.progress import Notify, PreparationProgress, noticed
 from gptcli.evaluation.overlap import MIN_WORDS, ItemGrams, words_of
 from gptcli.inspection.duplicates import (
     Copies,
@@ -57,11 +57,9 @@ from gptcli.training.device import choose_compute
 from gptcli.training.job import Job
 
 T = TypeVar("T")
-Notify = Callable[[PreparationProgress], None]
 
 MAX_BATCHES = 500
 """Of which the padding is counted: an epoch of a large data set has no other share."""
-ITEMS_BETWEEN_NOTICES = 1000
 BYTES_BETWEEN_NOTICES = 2**20
 LONG_ENOUGH = 200
 """Characters of a passage whose words need not be counted to see that there are some."""
@@ -287,7 +285,7 @@ def _items(settings: Settings, notify: Notify) -> Items[Any]:
 def _look_at_items(items: Items[Any], looks: _Looks) -> None:
     both = [*items.train, *items.validation]
     seen: set[str] = set()
-    for item in _noticed(both, "inspecting", looks.notify):
+    for item in noticed(both, "inspecting", looks.notify):
         texts = texts_of(item)
         looks.characters.append(sum(map(len, texts)))
         for text in texts:
@@ -297,14 +295,6 @@ def _look_at_items(items: Items[Any], looks: _Looks) -> None:
                 looks.look_at(text, Place(item.where))
         looks.copies.add("\0".join(key_texts(item)), item.where)
         looks.near.add(compared_text(item), item.where)
-
-
-def _noticed(things: Collection[T], stage: str, notify: Notify) -> Iterator[T]:
-    """Yield them, saying now and then how far they are."""
-    for number, thing in enumerate(things):
-        if number and number % ITEMS_BETWEEN_NOTICES == 0:
-            notify(PreparationProgress(stage, number, len(things), "rows"))
-        yield thing
 
 
 def _overlap_of_items(items: Items[Any], equal: int, notify: Notify) -> Overlap | None:
@@ -319,7 +309,7 @@ def _overlap_of_items(items: Items[Any], equal: int, notify: Notify) -> Overlap 
         return None
     grams = ItemGrams(held_out)
     trained = dict.fromkeys(map(compared_text, items.train))
-    grams.look_in((text, True) for text in _noticed(trained, "looking for overlap", notify))
+    grams.look_in((text, True) for text in noticed(trained, "looking for overlap", notify))
     return Overlap.of(grams.result(), held_out, equal)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch
-from gptcli.data.preparation import PreparationProgress
+from gptcli.data.progress import Notify
 from gptcli.errors import EnvironmentProblem
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import use_plain_attention
@@ -38,9 +37,7 @@ MIN_STEPS, MAX_STEPS, SECONDS = 3, 30, 10.0
 ROUNDS = 3
 
 
-def measured_plan(
-    settings: Settings, notify: Callable[[PreparationProgress], None] = lambda event: None
-) -> Plan:
+def measured_plan(settings: Settings, notify: Notify = lambda progress: None) -> Plan:
     """Return the plan of a training, from its data as it is and a few of its steps; no run is written.
 
     What is prepared of the data stays in the cache for the training. Raises as the training would.

@@ -12,7 +12,8 @@ from gptcli.data.documents import Piece, read_documents
 from gptcli.data.items import Item, Items, Parse, read_items
 from gptcli.data.labelled_texts import LabelledText, LabelledTexts, Objective
 from gptcli.data.ledger import Reading
-from gptcli.data.preparation import PreparationProgress, PreparedText, prepare_text
+from gptcli.data.preparation import PreparedText, prepare_text
+from gptcli.data.progress import PreparationProgress
 from gptcli.data.questions import Question, Questions
 from gptcli.data.sources import find_sources
 from gptcli.data.token_store import TokenStore

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptcli.config.schema import Settings
-from gptcli.data.preparation import PreparationProgress
+from gptcli.data.progress import PreparationProgress
 from gptcli.files import WORTH_A_BAR, write_text
 from gptcli.pipelines.plan import facts_of_job
 from gptcli.planning.plan import Plan, make_plan

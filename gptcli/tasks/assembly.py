@@ -16,7 +16,7 @@ from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch, target_tokens
 from gptcli.data.examples import Examples
 from gptcli.data.items import ItemReport, LengthLimit
-from gptcli.data.preparation import PreparationProgress
+from gptcli.data.progress import Notify
 from gptcli.data.token_budget import TokenBatch
 from gptcli.data.tokenizing import (
     load_tokenizer,
@@ -39,8 +39,6 @@ from gptcli.training.loss import summed_head_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Notify = Callable[[PreparationProgress], None]
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,7 @@ def choose_tokenizer(
     if settings.tokenizer.name is not None:
         return load_tokenizer(settings.tokenizer.name)
     assert settings.tokenizer.train is not None
-    notify(PreparationProgress("training the tokenizer", 0, None))
-    return train_tokenizer(iter(texts), settings.tokenizer.train)
+    return train_tokenizer(iter(texts), settings.tokenizer.train, notify)
 
 
 def assemble_job(

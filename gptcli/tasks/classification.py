@@ -7,8 +7,9 @@ length, so a text may contain the token that others are padded with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gptcli.data.items import (
     shortened,
 )
 from gptcli.data.labelled_texts import LabelledText, LabelledTexts, Objective, labels_in_order
+from gptcli.data.progress import Notify, noticed
 from gptcli.data.tokenizing import encode_batch
 from gptcli.errors import ConfigError
 from gptcli.evaluation.classification import score_label_sets, score_labels, score_numbers
@@ -36,7 +38,6 @@ from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
     BatchedTask,
     Batches,
-    Notify,
     TaskData,
     assemble_job,
     choose_tokenizer,
@@ -47,6 +48,9 @@ from gptcli.training.job import Evaluation, Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+TEXTS_AT_ONCE = 1000
+"""Tokenized together."""
 
 
 def class_logits(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -242,7 +246,8 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     tokenizer = choose_tokenizer(settings, start, (item.text for item in items.train), notify)
     limit = LengthLimit(start.context_length, settings.data.too_long)
     train, validation = (
-        _examples(part, targets, tokenizer, limit) for part in (items.train, items.validation)
+        _examples(noticed(part, f"making {split} examples", notify), targets, tokenizer, limit)
+        for part, split in ((items.train, "training"), (items.validation, "held-out"))
     )
     counts = None
     if targets.objective != "regression":
@@ -321,15 +326,14 @@ def _weights(
 
 
 def _examples(
-    items: list[LabelledText],
+    items: Iterable[LabelledText],
     targets: Targets,
     tokenizer: PreTrainedTokenizerFast,
     limit: LengthLimit,
 ) -> Examples:
     numbers = {label: number for number, label in enumerate(targets.labels)}
     examples = []
-    all_ids = text_ids(tokenizer, [(item.text, item.text_pair) for item in items])
-    for item, ids in zip(items, all_ids, strict=True):
+    for item, ids in _with_ids(items, tokenizer):
         kept = limit.fit(len(ids), item.where)
         if not kept:
             continue
@@ -344,6 +348,15 @@ def _examples(
                 target = item.number
         examples.append(Example(ids[:kept], target, item.where))
     return Examples(examples)
+
+
+def _with_ids(
+    items: Iterable[LabelledText], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[LabelledText, list[int]]]:
+    left = iter(items)
+    while part := list(islice(left, TEXTS_AT_ONCE)):
+        all_ids = text_ids(tokenizer, [(item.text, item.text_pair) for item in part])
+        yield from zip(part, all_ids, strict=True)
 
 
 def _contradictions(train: list[LabelledText]) -> int:

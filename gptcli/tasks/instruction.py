@@ -6,7 +6,7 @@ with the model. Only the assistant's words, and the end-of-text after them, are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +17,12 @@ from gptcli.data.batches import IGNORED
 from gptcli.data.conversations import ConversationItem, parse_conversations
 from gptcli.data.examples import Example, ExampleBatches, Examples, evaluation_batches
 from gptcli.data.items import LengthLimit, read_items, report_items, shortened
+from gptcli.data.progress import Notify, noticed
 from gptcli.errors import ModelError
 from gptcli.evaluation.perplexity import score_text
 from gptcli.generation.conversation import DEFAULT_CHAT_TEMPLATE, ChatFormat
 from gptcli.models.starting import StartingModel
-from gptcli.tasks.assembly import Notify, TaskData, TokenTask, assemble_job, choose_tokenizer
+from gptcli.tasks.assembly import TaskData, TokenTask, assemble_job, choose_tokenizer
 from gptcli.training.device import Compute
 from gptcli.training.job import Evaluation, Job
 
@@ -95,8 +96,10 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     chat_format = ChatFormat(tokenizer, name)
     limit = LengthLimit(start.context_length, settings.data.too_long)
     train, validation = (
-        conversation_examples(part, chat_format, name, tokenizer, limit)
-        for part in (items.train, items.validation)
+        conversation_examples(
+            noticed(part, f"making {split} examples", notify), chat_format, name, tokenizer, limit
+        )
+        for part, split in ((items.train, "training"), (items.validation, "held-out"))
     )
     sample = "".join(
         f"[[{text}]]" if is_learnt else text
@@ -124,7 +127,7 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
 
 
 def conversation_examples(
-    items: list[ConversationItem],
+    items: Iterable[ConversationItem],
     chat_format: ChatFormat,
     name: str,
     tokenizer: PreTrainedTokenizerFast,

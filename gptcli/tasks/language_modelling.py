@@ -11,11 +11,12 @@ from torch import nn
 from gptcli.config.schema import Settings
 from gptcli.data.batches import TrainingBatches, evaluation_batches
 from gptcli.data.preparation import prepare_text
+from gptcli.data.progress import Notify
 from gptcli.data.token_store import TokenStore
 from gptcli.errors import DataError
 from gptcli.evaluation.perplexity import score_text
 from gptcli.models.starting import StartingModel
-from gptcli.tasks.assembly import Notify, TaskData, TokenTask, assemble_job
+from gptcli.tasks.assembly import TaskData, TokenTask, assemble_job
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, Evaluation, Job
 

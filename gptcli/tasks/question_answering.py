@@ -11,8 +11,9 @@ scores of several windows comparable: each of them could as well have said that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 from gptcli.config.schema import Settings
 from gptcli.data.batches import Batch
 from gptcli.data.examples import Example, ExampleBatches, Examples, evaluation_batches
-from gptcli.data.items import Items, LengthLimit, count_labels, read_items, report_items, shortened
+from gptcli.data.items import (
+    Items,
+    LengthLimit,
+    count_labels,
+    read_items,
+    report_items,
+    shortened,
+)
+from gptcli.data.progress import Notify, noticed
 from gptcli.data.questions import Question, Questions
 from gptcli.data.windows import MIN_CONTEXT_LENGTH, QuestionWindows, Window, make_windows
 from gptcli.errors import ConfigError, DataError
@@ -37,7 +46,6 @@ from gptcli.models.loading import ANSWER_THRESHOLD
 from gptcli.models.starting import StartingModel
 from gptcli.tasks.assembly import (
     BatchedTask,
-    Notify,
     TaskData,
     assemble_job,
     choose_tokenizer,
@@ -291,8 +299,8 @@ def build_job(settings: Settings, compute: Compute, notify: Notify) -> Job:
     items, reader = read_questions(settings, notify)
     tokenizer = choose_tokenizer(settings, start, _texts(items.train), notify)
     windows = Windows(tokenizer, start.context_length, settings)
-    train = windows.to_learn(items.train)
-    validation = windows.to_answer(items.validation)
+    train = windows.to_learn(noticed(items.train, "making training examples", notify))
+    validation = windows.to_answer(noticed(items.validation, "making held-out examples", notify))
     report = report_items(
         items,
         train,
@@ -352,11 +360,11 @@ class Windows:
         self.in_several = 0
         """Questions whose text needs more than one window."""
 
-    def to_learn(self, questions: Sequence[Question]) -> Examples:
+    def to_learn(self, questions: Iterable[Question]) -> Examples:
         """Return the windows to train on. Of several answers, the first is learnt."""
         return Examples(self._learnt(questions))
 
-    def _learnt(self, questions: Sequence[Question]) -> Iterator[Example]:
+    def _learnt(self, questions: Iterable[Question]) -> Iterator[Example]:
         for question, made in self._made(questions):
             targets = [
                 window.target(start, start + len(text))
@@ -370,7 +378,7 @@ class Windows:
                 places = np.array(target or (window.no_answer, window.no_answer))
                 yield Example(window.input_ids, places, question.where)
 
-    def to_answer(self, questions: Sequence[Question]) -> HeldOut:
+    def to_answer(self, questions: Iterable[Question]) -> HeldOut:
         """Return the windows to find the answers in, all of them."""
         kept: list[Question] = []
         windows: list[tuple[int, Window]] = []
@@ -386,7 +394,7 @@ class Windows:
             kept.append(question)
         return HeldOut(kept, windows, Examples(examples))
 
-    def _made(self, questions: Sequence[Question]) -> Iterator[tuple[Question, QuestionWindows]]:
+    def _made(self, questions: Iterable[Question]) -> Iterator[tuple[Question, QuestionWindows]]:
         limit = self.limit
         for question, made in self._windows_of(questions):
             limit.lengths.append(made.token_count)
@@ -406,10 +414,10 @@ class Windows:
             self.in_several += len(made.windows) > 1
             yield question, made
 
-    def _windows_of(self, questions: Sequence[Question]) -> Iterator[tuple[Question, QuestionWindows]]:
+    def _windows_of(self, questions: Iterable[Question]) -> Iterator[tuple[Question, QuestionWindows]]:
         # As lists of Python, the tokens of all take far more memory than as arrays.
-        for first in range(0, len(questions), QUESTIONS_AT_ONCE):
-            part = questions[first : first + QUESTIONS_AT_ONCE]
+        left = iter(questions)
+        while part := list(islice(left, QUESTIONS_AT_ONCE)):
             made = make_windows(
                 self._tokenizer,
                 [(question.question, question.context) for question in part],

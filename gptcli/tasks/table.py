@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gptcli.config.schema import Settings
+from gptcli.data.progress import Notify
 from gptcli.errors import ConfigError
 from gptcli.tasks import classification, instruction, language_modelling, question_answering
-from gptcli.tasks.assembly import Notify
 from gptcli.training.device import Compute
 from gptcli.training.job import Job
 

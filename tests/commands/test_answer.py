@@ -21,6 +21,7 @@ from gptcli.models.saving import save_model
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import TEXT, Cli
 from tests.test_cli import command, environment
+from tests.test_console import shown_on_a_terminal
 
 CAT = "The cat 🦉 sat on the mat."
 
@@ -211,6 +212,19 @@ def test_a_model_with_a_threshold_declines(run: Run, qa_folder: Path, tmp_path: 
             assert lines[1] == "If there were one:" and lines[2].startswith("1. ")
         else:
             assert row == answered
+
+
+def test_a_terminal_shows_what_is_waited_for(
+    answer: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "Who sat?", "context": "A cat sat."}
+    (tmp_path / "questions.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+
+    def work() -> None:
+        assert answer("-i", "questions.jsonl").code == 0
+
+    shown = shown_on_a_terminal(monkeypatch, "stderr", work)
+    assert "Loading" in shown and "Answering" in shown
 
 
 def test_what_is_not_answered_is_told(answer: Run, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from gptcli.models.saving import save_model
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import REPOSITORY, SENTENCES
 from tests.test_cli import command, environment
+from tests.test_console import shown_on_a_terminal
 
 LABELS = ["bad", "fair", "good"]
 
@@ -442,6 +443,23 @@ def test_what_is_typed_is_answered_line_by_line(classifier: Path, tmp_path: Path
     _, rest = process.communicate()
     guard.cancel()
     assert (process.returncode, rest) == (130, "Interrupted.\n")
+
+
+def test_a_terminal_shows_what_is_waited_for(
+    classify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_text("".join(SENTENCES))
+    for arguments, titles in (
+        (["a text"], ["Loading"]),
+        (["-i", "texts.txt"], ["Loading", "Classifying"]),
+        (["-i", "texts.txt", "--output", "labels.csv"], ["Reading", "Loading", "Classifying"]),
+    ):
+
+        def work(arguments: list[str] = arguments) -> None:
+            assert classify(*arguments).code == 0
+
+        shown = shown_on_a_terminal(monkeypatch, "stderr", work)
+        assert [title for title in ("Reading", "Loading", "Classifying") if title in shown] == titles
 
 
 def test_ctrl_c_ends_with_130_and_leaves_what_was_done_beside(classifier: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from gptcli.config.schema import Settings
 from gptcli.data import preparation
 from gptcli.data.ledger import Ledger
-from gptcli.data.preparation import PreparationProgress, PreparedText, prepare_text
+from gptcli.data.preparation import PreparedText, prepare_text
+from gptcli.data.progress import PreparationProgress
 from gptcli.data.token_store import TokenStore
 from gptcli.errors import DataError, EnvironmentProblem
 from tests.conftest import REPOSITORY, SENTENCES, TEXT

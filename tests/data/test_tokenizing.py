@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from gptcli.config.schema import TokenizerTraining
+from gptcli.data.progress import PreparationProgress
 from gptcli.data.tokenizing import (
     encode_batch,
     load_tokenizer,
@@ -17,7 +18,7 @@ from gptcli.data.tokenizing import (
     tokenizer_summary,
     train_tokenizer,
 )
-from gptcli.errors import EnvironmentProblem, ModelError
+from gptcli.errors import EnvironmentProblem, InterruptedRun, ModelError
 from tests.conftest import SENTENCES, TEXT
 
 # What clean-up, normalization and special tokens could lose.
@@ -135,6 +136,26 @@ def test_only_the_first_megabytes_are_learnt_from() -> None:
     trained = train_tokenizer(texts, TokenizerTraining(vocab_size=400, sample_megabytes=1))
     assert next(texts) == "never"
     assert "unknown" in trained.get_vocab()
+
+
+def test_how_far_the_training_is_is_told() -> None:
+    seen: list[PreparationProgress] = []
+    texts = ["known " * 100_000, "more " * 100_000, "last"]  # Of 0.6 and 0.5 MB.
+    train_tokenizer(iter(texts), TokenizerTraining(vocab_size=300), seen.append)
+    assert [(one.stage, one.done, one.unit) for one in seen] == [
+        ("counting words", 0, "bytes"),
+        ("counting words", 1_100_000, "bytes"),
+        ("training the tokenizer", 0, "bytes"),
+    ]
+
+
+def test_a_training_can_be_stopped_while_it_reads() -> None:
+    def stop(progress: PreparationProgress) -> None:
+        if progress.done:
+            raise InterruptedRun("Stopped.", 75, is_saved=False)
+
+    with pytest.raises(InterruptedRun, match="Stopped"):
+        train_tokenizer(iter(["known " * 200_000] * 2), TokenizerTraining(vocab_size=300), stop)
 
 
 def test_truncation_and_padding_in_a_saved_tokenizer_lose_no_text(

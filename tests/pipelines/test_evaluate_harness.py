@@ -135,6 +135,22 @@ def test_a_task_has_the_result_of_the_harnesss_own_model(name: str, model: Path,
         assert found["exact_match,none"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("own_choices", ("scoring", 0, 40, "requests")),  # Two choices each.
+        ("own_text", ("scoring", 1, 2, "texts")),
+        ("own_answers", ("generating", 19, 20, "texts")),
+    ],
+)
+def test_how_far_a_task_is_is_told(
+    name: str, told: tuple[str, int, int, str], model: Path, tasks: Path
+) -> None:
+    seen: list[tuple[str, int, int | None, str]] = []
+    run_harness_tasks(str(model), FP32, [name], tasks, None, lambda *event: seen.append(event))
+    assert seen[-1] == told
+
+
 def test_only_the_first_rows_are_scored_if_asked_for(model: Path, tasks: Path) -> None:
     result = run_harness_tasks(str(model), FP32, ["own_choices"], tasks, 4)
     # Of 4 items, quarters.
