@@ -169,7 +169,8 @@ class Trackio:
         """A thread writes all that is there twice a second."""
 
     def end(self, *, is_finished: bool) -> None:
-        self._run.finish()
+        # By the run itself, it would be finished once more when Python ends, and stdout told so.
+        self._library.finish()
 
 
 def load_trackers(settings: LoggingSettings) -> list[Tracker]:

@@ -1,10 +1,18 @@
-"""Trackers get what metrics.jsonl gets, and cannot end a training."""
+"""Trackers get what metrics.jsonl gets, and cannot end a training.
+
+Weights & Biases and trackio are tested where they are installed (`pip install "gptcli[wandb,trackio]"`):
+with all that they need, they are too much for the extra `test`.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+import struct
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +24,11 @@ from gptcli.errors import EnvironmentProblem
 from gptcli.pipelines.train import Event, run_training
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.trackers import TrackedRun, Trackers, load_trackers
+from tests.test_cli import command, environment
 
 STEPS = [1, 2, 3, 4, 5, 6]
 STEP_NAMES = {"tokens", "loss", "lr", "grad_norm", "tokens_per_second"}
+TIMED = {"tokens_per_second"}
 SCORE_NAMES = {"validation/loss", "validation/perplexity", "validation/bits_per_byte"}
 
 
@@ -189,6 +199,123 @@ def test_tensorboard_has_every_line_once_also_after_a_kill(config_file: Path, tm
         "text"
     ].split("\n")
     assert "n_layer: 2" in seen.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def train_in_a_process(config: Path, run: Path, tracker: str, **variables: str) -> None:
+    """Train as a person does, or go on, with a tracker that reads its variables when it is loaded."""
+    settings = (f"logging.trackers={tracker}", "evaluation.sample_prompts=[The small]")
+    options = [word for setting in settings for word in ("--set", setting)]
+    if run.exists():
+        options.append("--resume")
+    done = subprocess.run(
+        command("pretrain", "--config", config, "--output-dir", run, *options),
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "Warning" not in done.stderr
+
+
+def expected_rows(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return what a tracker has of a run that went to its end, was set back to step 3 and went on.
+
+    (step, {name: value}) of each line of metrics.jsonl that has numbers, its later half twice: what was
+    tracked stays where steps are done again. Speed is left out, as no two steps have the same.
+    """
+    rows = []
+    for line in lines_of(run):
+        if "lr" in line:
+            rows.append((line["step"], {name: line[name] for name in STEP_NAMES - TIMED}))
+        elif "split" in line:
+            names = {name.removeprefix("validation/") for name in SCORE_NAMES}
+            rows.append((line["step"], {f"validation/{name}": line[name] for name in names}))
+    first = [row for row in rows if row[0] <= 3]
+    second = [row for row in rows if row[0] > 3]
+    assert len(first) == len(second) == 4  # Three steps and an evaluation.
+    return first + 2 * second
+
+
+def test_wandb_has_every_line_in_one_run_also_after_a_kill(config_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+    folders = {
+        name: str(tmp_path / name) for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    }
+    for is_again in (False, True):
+        train_in_a_process(config_file, run, "wandb", WANDB_MODE="offline", **folders)
+        if not is_again:
+            forget_all_after_step_3(run)
+    tracking_id = json.loads((run / "run.json").read_text())["tracking_id"]
+    rows, samples = [], []
+    for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        records = wandb_records(file)
+        [begun] = [record.run for record in records if record.HasField("run")]
+        assert (begun.run_id, begun.project, begun.display_name) == (tracking_id, "gptcli", "run")
+        config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+        assert config["model"]["n_layer"] == 2
+        for record in records:
+            items = {
+                ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+                for item in record.history.item
+            }
+            if "samples._type" in items or "samples" in items:
+                samples.append(items)
+            elif "step" in items:
+                step = items.pop("step")
+                rows.append((step, {k: v for k, v in items.items() if k[0] != "_" and k not in TIMED}))
+    assert rows == expected_rows(run)
+    assert len(samples) == 3
+
+
+def test_trackio_has_every_line_in_one_run_also_after_a_kill(config_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    run, home = tmp_path / "run", tmp_path / "trackio"
+    for is_again in (False, True):
+        train_in_a_process(config_file, run, "trackio", TRACKIO_DIR=str(home))
+        if not is_again:
+            forget_all_after_step_3(run)
+    tracking_id = json.loads((run / "run.json").read_text())["tracking_id"]
+    with closing(sqlite3.connect(home / "gptcli.db")) as database:
+        [(name, config)] = database.execute("SELECT run_name, config FROM configs").fetchall()
+        logged = database.execute("SELECT DISTINCT run_id FROM metrics").fetchall()
+        lines = database.execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall()
+    assert len(logged) == 1
+    assert name == f"run-{tracking_id}"
+    assert json.loads(config)["model"]["n_layer"] == 2
+    entries = [(step, json.loads(metrics)) for step, metrics in lines]
+    rows = [
+        (step, {name: value for name, value in values.items() if name not in TIMED})
+        for step, values in entries
+        if "samples" not in values
+    ]
+    assert rows == expected_rows(run)
+    samples = [(step, values["samples"]) for step, values in entries if "samples" in values]
+    assert [step for step, _ in samples] == [3, 6, 6]
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """Return what wandb has written, in order: a log as LevelDB writes it, of protocol buffers."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = file.read_bytes()
+    assert content[:4] == b":W&B"
+    records, parts, place = [], b"", 7
+    while place < len(content):
+        left = 32768 - place % 32768
+        if left < 7:  # No room for a head: what is left of a block is zeros.
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # Whole, or the last part.
+            records.append(Record.FromString(parts))
+            parts = b""
+    assert parts == b""
+    return records
 
 
 def test_a_run_that_is_replaced_is_another_one_for_its_trackers(
