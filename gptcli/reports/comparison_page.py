@@ -9,7 +9,7 @@ from gptcli.config.loading import dump_value
 from gptcli.evaluation.score_formats import score_name, score_value
 from gptcli.reports.curves import comparison_panels
 from gptcli.reports.pages import Table, render
-from gptcli.reports.run_page import moment
+from gptcli.reports.run_page import clock, moment
 from gptcli.training.run_record import RunRecord
 
 Rows = Sequence[tuple[str, Sequence[Any]]]
@@ -41,13 +41,18 @@ def _facts(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     all_facts = [run.facts for run in runs]
     return [
         ("task", [facts.task for facts in all_facts]),
-        ("ended", [f"{run.state}: {run.reason}" if run.reason else run.state for run in runs]),
+        ("ended", [_ending(run) for run in runs]),
         ("when", [moment(facts.updated) for facts in all_facts]),
         ("parameters", [f"{facts.parameters:,}" for facts in all_facts]),
         ("steps", [f"{facts.step:,}" for facts in all_facts]),
         ("tokens", [f"{facts.tokens:,}" for facts in all_facts]),
-        ("seconds", [f"{facts.elapsed_seconds:,.0f}" for facts in all_facts]),
+        ("time", [clock(facts.elapsed_seconds) for facts in all_facts]),
     ]
+
+
+def _ending(run: RunRecord) -> str:
+    # Of a limit, the short name: columns are narrow on a phone.
+    return f"{run.state}: {run.reason.removeprefix('training.')}" if run.reason else run.state
 
 
 def _score(name: str, value: float | None) -> str:

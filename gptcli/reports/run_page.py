@@ -67,7 +67,7 @@ def moment(when: datetime.datetime) -> str:
     return f"{when.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
@@ -92,7 +92,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     epochs = f"{facts.tokens / tokens:.2f} times the training data" if tokens else ""
     tiles.append(("tokens trained on", f"{facts.tokens:,}", epochs))
     tiles.append(
-        ("time", _clock(facts.elapsed_seconds), f"{_clock(facts.training_seconds)} in training steps")
+        ("time", clock(facts.elapsed_seconds), f"{clock(facts.training_seconds)} in training steps")
     )
     if facts.training_seconds:
         speed = facts.tokens / facts.training_seconds
