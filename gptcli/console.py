@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -151,6 +152,28 @@ def table_lines(rows: list[list[str]], right: Container[int] = ()) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def write_table(rows: list[list[str]], right: Container[int] = (), spare: Sequence[int] = ()) -> None:
+    """Write rows to stdout with aligned columns; the first row is the head.
+
+    right: numbers of the columns that hold numbers. spare: of those that are left out, the first one
+    first, where a terminal is too narrow for all.
+    """
+    shown = list(range(len(rows[0])))
+    left_out = []
+    for number in [*spare, None]:
+        places = {place for place, of_row in enumerate(shown) if of_row in right}
+        lines = table_lines([[row[n] for n in shown] for row in rows], places)
+        is_wide = sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size().columns
+        if number is None or not is_wide:
+            break
+        shown.remove(number)
+        left_out.append(rows[0][number])
+    for line in lines:
+        write_result(line)
+    if left_out:
+        say(f"Left out, for want of width: {', '.join(left_out)}. --json has all.")
 
 
 def quiet_stdout() -> None:

@@ -40,8 +40,7 @@ def list_runs(
         return
     head = ["run", "task", "parameters", "steps", "best", "time", "ended", "when (UTC)"]
     rows = [head, *map(_row, found.runs)]
-    for line in console.table_lines(rows, right={2, 3, 5}):
-        console.write_result(line)
+    console.write_table(rows, right={2, 3, 5}, spare=[7, 2, 1])
 
 
 def _row(run: RunRecord) -> list[str]:

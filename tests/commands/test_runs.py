@@ -12,9 +12,10 @@ import pytest
 
 from gptcli.config.schema import Settings
 from gptcli.training.run_folder import RunFolder
-from tests.commands.conftest import Run, refused
+from tests.commands.conftest import Result, Run, refused
 from tests.conftest import REPOSITORY
 from tests.reports.run_folders import classification_lines, write_run
+from tests.test_console import shown_on_a_terminal
 
 
 @pytest.fixture
@@ -60,6 +61,22 @@ def test_runs_are_listed_newest_first_with_score_time_and_end(runs: Path, run: R
         "Warning: runs/torn/run.json is damaged: it is no JSON (Expecting value: line 1 column 10 "
         "(char 9))."
     ]
+
+
+def test_a_narrow_terminal_gets_fewer_columns(
+    runs: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    found: list[Result] = []
+    shown = shown_on_a_terminal(monkeypatch, "stdout", lambda: found.append(run("runs", "list")))
+    lines = shown.splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "run task steps best time ended",
+        "second classification 100 macro-F1 0.8000 1:05 interrupted",
+        "first language-modelling 100 1.2500 bits per byte 1:05 finished: max_steps",
+    ]
+    assert max(map(len, lines)) <= 90
+    assert found[0].notes[-1] == ("Left out, for want of width: when (UTC), parameters. --json has all.")
 
 
 def test_the_list_as_json_has_the_same_facts(runs: Path, run: Run) -> None:
