@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -174,6 +175,24 @@ def write_table(rows: list[list[str]], right: Container[int] = (), spare: Sequen
         write_result(line)
     if left_out:
         say(f"Left out, for want of width: {', '.join(left_out)}. --json has all.")
+
+
+def write_hanging(line: str, indent: int) -> None:
+    """Write a line to stdout; a terminal that is too narrow gets the rest of it further to the right.
+
+    indent: of the rest, in characters; less where hardly any room would be left.
+    """
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * min(indent, width // 2),
+            replace_whitespace=False,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    write_result(line)
 
 
 def quiet_stdout() -> None:

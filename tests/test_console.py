@@ -165,6 +165,22 @@ def test_results_are_made_safe_for_a_terminal_only(
     assert shown.replace("\r\n", "\n") == "a\\x1b]0;title\\x07b\tc\nd\n"
 
 
+def test_a_long_line_is_wrapped_below_itself_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    line = "  ok  length  all of them fit into it."
+
+    def write() -> None:
+        console.write_hanging(line, 14)
+
+    write()
+    assert capsys.readouterr().out == f"{line}\n"
+    shown = shown_on_a_terminal(monkeypatch, "stdout", write)
+    # Of 14, half of the width is left.
+    assert shown.splitlines() == ["  ok  length  all of", " " * 12 + "them fit", " " * 12 + "into it."]
+
+
 def test_a_result_that_the_encoding_lacks_is_written_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -67,10 +67,11 @@ def inspect(
 def _print(inspection: Inspection) -> None:
     for line in console.fact_lines(f"{inspection.task}:", inspection.summary):
         console.write_result(line)
-    rows = [[finding.level, finding.subject, finding.line] for finding in inspection.findings]
+    heads = console.table_lines([[finding.level, finding.subject] for finding in inspection.findings])
+    indent = max(map(len, heads), default=0) + 4
     console.write_result("findings:")
-    for line in console.table_lines(rows):
-        console.write_result(f"  {line}")
+    for head, finding in zip(heads, inspection.findings, strict=True):
+        console.write_hanging(f"  {head}".ljust(indent) + finding.line, indent)
     for number, example in enumerate(inspection.examples, 1):
         console.write_result(f"example {number}:")
         parts = example.shortened(MAX_CHARACTERS)
