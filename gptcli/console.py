@@ -155,19 +155,24 @@ def table_lines(rows: list[list[str]], right: Container[int] = ()) -> list[str]:
     ]
 
 
+def result_width() -> int | None:
+    """Return the columns of the terminal that stdout is; None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def write_table(rows: list[list[str]], right: Container[int] = (), spare: Sequence[int] = ()) -> None:
     """Write rows to stdout with aligned columns; the first row is the head.
 
     right: numbers of the columns that hold numbers. spare: of those that are left out, the first one
     first, where a terminal is too narrow for all.
     """
+    width = result_width()
     shown = list(range(len(rows[0])))
     left_out = []
     for number in [*spare, None]:
         places = {place for place, of_row in enumerate(shown) if of_row in right}
         lines = table_lines([[row[n] for n in shown] for row in rows], places)
-        is_wide = sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size().columns
-        if number is None or not is_wide:
+        if number is None or width is None or max(map(len, lines)) <= width:
             break
         shown.remove(number)
         left_out.append(rows[0][number])
@@ -182,8 +187,7 @@ def write_hanging(line: str, indent: int) -> None:
 
     indent: of the rest, in characters; less where hardly any room would be left.
     """
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
+    if (width := result_width()) is not None:
         line = textwrap.fill(
             line,
             width,

@@ -14,8 +14,10 @@ from gptcli.commands.training import AsJson
 if TYPE_CHECKING:
     from gptcli.pipelines.runs import Difference
 
-# A longer value is cut: the table would not fit a terminal.
-MAX_VALUE = 40
+# A longer value is cut, on a narrow terminal down to the least.
+MAX_VALUE, MIN_VALUE = 40, 12
+NAME_WIDTH = 28
+"""Of the longest names of settings, and the space before them."""
 
 
 def compare_runs(
@@ -62,12 +64,19 @@ def compare_runs(
             return "-"
         return f"{value:,.0f}" if name == "step" else score_value(name, value)
 
+    def cut(value: str) -> str:
+        return value if len(value) <= most else f"{value[: most - 3]}..."
+
+    most = MAX_VALUE
+    if (width := console.result_width()) is not None:
+        for_each = (width - NAME_WIDTH) // len(comparison.names) - 2
+        most = max(MIN_VALUE, min(most, for_each))
     head = ["", *comparison.names]
     scores = [[score_name(s.name), *(score(s.name, v) for v in s.values)] for s in comparison.scores]
     show("Best evaluation:", [head, *scores])
-    settings = [[s.name, *(_cut(dump_value(v)) for v in s.values)] for s in comparison.settings]
+    settings = [[s.name, *(cut(dump_value(v)) for v in s.values)] for s in comparison.settings]
     show("Settings that differ:", [head, *settings])
-    rest = [[p.name, *(_cut(str(v)) for v in p.values)] for p in comparison.provenance]
+    rest = [[p.name, *(cut(str(v)) for v in p.values)] for p in comparison.provenance]
     show("Data, versions and hardware that differ:", [head, *rest])
     if not comparison.settings and not comparison.unreadable:
         console.write_result("The settings are the same.")
@@ -77,7 +86,3 @@ def compare_runs(
 
 def _by_run(names: Sequence[str], differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
     return {one.name: dict(zip(names, one.values, strict=True)) for one in differences}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.config.schema import Settings
+from gptcli.config.schema import DataSettings, Settings
 from gptcli.training.run_folder import RunFolder
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import REPOSITORY
@@ -77,6 +77,23 @@ def test_a_narrow_terminal_gets_fewer_columns(
     ]
     assert max(map(len, lines)) <= 90
     assert found[0].notes[-1] == ("Left out, for want of width: when (UTC), parameters. --json has all.")
+
+
+def test_long_values_are_cut_to_the_width_of_a_terminal(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        source = DataSettings(source=f"{name}/{'x' * 50}")
+        write_run(tmp_path / name, settings=Settings(data=source))
+    # Of 80 columns, 28 are for names; two values have 24 each, and two more before them.
+    found: list[Result] = []
+    for columns, most in (("80", 24), ("30", 12), ("300", 40)):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = shown_on_a_terminal(
+            monkeypatch, "stdout", lambda: found.append(run("runs", "compare", "first", "second"))
+        )
+        [line] = [line for line in shown.splitlines() if "data.source" in line]
+        assert [len(word) for word in line.split()[1:]] == [most, most]
 
 
 def test_the_list_as_json_has_the_same_facts(runs: Path, run: Run) -> None:
