@@ -12,16 +12,19 @@ from gptcli import console
 def export(
     model: str = typer.Option(..., "--model", "-m", help="Run folder, model folder or hub name."),
     output: Path = typer.Option(..., "--output", "-o", metavar="DIR", help="A new folder to write."),
-    kind: str = typer.Option("huggingface", "--format", help="huggingface or ctranslate2."),
+    kind: str = typer.Option("huggingface", "--format", help="huggingface, ctranslate2 or gguf."),
     precision: str = typer.Option(
-        "fp32", "--precision", help="fp32, bf16 or fp16; for ctranslate2 also int8."
+        "fp32",
+        "--precision",
+        help="fp32, bf16 or fp16; for ctranslate2 also int8, for gguf also q8_0.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print what was written as one JSON object."),
 ) -> None:
     """Write a model to a folder for other programs, with a model card of what is known of it.
 
     A plain Hugging Face folder, adapters (LoRA) merged; or one for CTranslate2, made by its own
-    converter, opened by its engine, and compared with the model in fp32.
+    converter and opened by its engine; or a GGUF file for llama.cpp and what is built on it, such as
+    Ollama. The last two are compared with the model in fp32.
 
     Examples:
       gptcli export --model runs/mine --output exported --precision bf16

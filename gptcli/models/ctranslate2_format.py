@@ -6,20 +6,17 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptcli.errors import ConfigError, ModelError
 from gptcli.hub import first_line
 
-if TYPE_CHECKING:
-    from transformers import GPT2Config
-
 TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 """What it calls the number formats of weights."""
-CONVERTED = {
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
+TAKEN: dict[str, tuple[Any, ...]] = {
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
 }
 """Of settings that a GPT-2 may have otherwise, what its converter takes for granted."""
 COPIED = ("tokenizer.json", "tokenizer_config.json", "README.md")
@@ -35,17 +32,6 @@ def import_ctranslate2() -> Any:
             '--format ctranslate2 needs the package ctranslate2: pip install "gptcli[ctranslate2]".'
         ) from None
     return ctranslate2
-
-
-def check_config(name: str, config: GPT2Config) -> None:
-    """Raise ModelError for a model that would compute something else as CTranslate2 reads it."""
-    for key, value in CONVERTED.items():
-        found = getattr(config, key)
-        if found != value:
-            raise ModelError(
-                f"{name}: its config.json says {key} {found}, and CTranslate2's converter takes GPT-2's "
-                f"{value}. --format huggingface keeps it."
-            )
 
 
 def convert(source: Path, target: Path, precision: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,8 @@ from gptcli.errors import ConfigError, ModelError
 from gptcli.files import flush_to_disk, partial_path, remove_tree, writing_to
 from gptcli.generation.decoder import Decoder, NewToken, Request
 from gptcli.generation.sampling import Sampling
-from gptcli.models.ctranslate2_format import (
-    TYPES,
-    check_config,
-    convert,
-    import_ctranslate2,
-    likeliest_tokens,
-)
-from gptcli.models.loading import LoadedModel, find_model, load_found
+from gptcli.models import ctranslate2_format, gguf_format
+from gptcli.models.loading import FoundModel, LoadedModel, find_model, load_found
 from gptcli.models.saving import check_new_folder, save_model
 from gptcli.reports.model_card import model_card
 from gptcli.training.device import DTYPES
@@ -29,8 +25,13 @@ from gptcli.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from transformers import GPT2Config
 
-PRECISIONS = {"huggingface": ("fp32", "bf16", "fp16"), "ctranslate2": tuple(TYPES)}
+PRECISIONS = {
+    "huggingface": ("fp32", "bf16", "fp16"),
+    "ctranslate2": tuple(ctranslate2_format.TYPES),
+    "gguf": tuple(gguf_format.TYPES),
+}
 """What each format can hold."""
+GGUF_FILE = "model.gguf"
 COMPARED_TOKENS = 32
 
 
@@ -69,22 +70,28 @@ def export(model_name: str, output: Path, kind: str, precision: str) -> Export:
         )
     check_new_folder(output)
     if kind == "ctranslate2":
-        import_ctranslate2()
+        ctranslate2_format.import_ctranslate2()
+    elif kind == "gguf":
+        gguf_format.import_gguf()
     found = find_model(model_name)
+    if kind != "huggingface" and found.kind != "language-modelling":
+        raise ModelError(
+            f"{model_name} is for {found.kind}; --format {kind} takes only language models."
+        )
     if kind == "ctranslate2":
-        if found.kind != "language-modelling":
-            raise ModelError(
-                f"{model_name} is for {found.kind}; --format ctranslate2 takes only language models."
-            )
-        check_config(model_name, found.config)
+        _check_config(model_name, found, ctranslate2_format.TAKEN, "CTranslate2's converter")
+    elif kind == "gguf":
+        _check_config(model_name, found, gguf_format.TAKEN, "llama.cpp")
     loaded = load_found(found, torch.device("cpu"), torch.float32)
+    if kind == "gguf":
+        gguf_format.check_model(loaded, precision)
     parameters = sum(weight.numel() for weight in loaded.model.parameters())
     card = model_card(
         output.resolve().name,
         found.kind,
         _shape(found.config, parameters, precision),
         *_facts(model_name),
-        library="ctranslate2" if kind == "ctranslate2" else "transformers",
+        library={"huggingface": "transformers"}.get(kind, kind),
     )
     if output.is_dir():
         output.rmdir()
@@ -93,8 +100,11 @@ def export(model_name: str, output: Path, kind: str, precision: str) -> Export:
         _round(loaded, precision)
         save_model(loaded.model, loaded.tokenizer, output, {"README.md": card})
     else:
+        write = _write_ctranslate2 if kind == "ctranslate2" else _write_gguf
         text = _likeliest_text(loaded)
-        compared, equal = len(text), _write_ctranslate2(loaded, output, precision, card, text)
+        chosen = write(loaded, output, precision, card, text)
+        compared = len(text)
+        equal = sum(one == other for one, other in zip(chosen, text, strict=True))
     return Export(
         model=model_name,
         output=str(output),
@@ -105,6 +115,19 @@ def export(model_name: str, output: Path, kind: str, precision: str) -> Export:
         compared_tokens=compared,
         equal_tokens=equal,
     )
+
+
+def _check_config(
+    name: str, found: FoundModel, taken: Mapping[str, tuple[Any, ...]], reader: str
+) -> None:
+    """Raise ModelError for a model that would compute something else as `reader` reads it."""
+    for key, values in taken.items():
+        value = getattr(found.config, key)
+        if value not in values:
+            raise ModelError(
+                f"{name}: its config.json says {key} {value}, and {reader} takes GPT-2's {values[0]}. "
+                "--format huggingface keeps it."
+            )
 
 
 def _shape(config: GPT2Config, parameters: int, precision: str) -> list[tuple[str, str]]:
@@ -150,28 +173,50 @@ def _likeliest_text(loaded: LoadedModel) -> list[int]:
     return [event.token_id for event in events if isinstance(event, NewToken)]
 
 
-def _write_ctranslate2(
-    loaded: LoadedModel, output: Path, precision: str, card: str, text: list[int]
-) -> int:
-    """Write the folder; return how many tokens of the text are the likeliest for its engine too."""
-    staging, source = partial_path(output), output.with_name(f".{output.name}.source")
-    tokenizer = loaded.tokenizer
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Give a name for a folder to make, which is moved to `output`, or removed if that fails."""
+    staging = partial_path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing_to(output):
         try:
-            for folder in (staging, source):
-                remove_tree(folder)  # What a killed process has left.
-            if tokenizer.unk_token is None:
-                tokenizer.unk_token = tokenizer.eos_token  # As OpenAI's GPT-2 has it; no text makes it.
-            save_model(loaded.model, tokenizer, source, {"README.md": card})
-            convert(source, staging, precision)
-            before = tokenizer.convert_ids_to_tokens([tokenizer.eos_token_id, *text[:-1]])
-            found = likeliest_tokens(staging, before)
+            remove_tree(staging)  # What a killed process has left.
+            yield staging
             for file in staging.iterdir():
                 flush_to_disk(file)
             staging.rename(output)
             flush_to_disk(output.parent)
         finally:
-            for folder in (staging, source):
-                remove_tree(folder)
-    return sum(one == other for one, other in zip(found, text, strict=True))
+            remove_tree(staging)
+
+
+def _write_ctranslate2(
+    loaded: LoadedModel, output: Path, precision: str, card: str, text: list[int]
+) -> list[int]:
+    """Write the folder; return what its engine finds likeliest where the tokens of the text are."""
+    source = output.with_name(f".{output.name}.source")
+    tokenizer = loaded.tokenizer
+    with _new_folder(output) as staging:
+        try:
+            remove_tree(source)
+            if tokenizer.unk_token is None:
+                tokenizer.unk_token = tokenizer.eos_token  # As OpenAI's GPT-2 has it; no text makes it.
+            save_model(loaded.model, tokenizer, source, {"README.md": card})
+            ctranslate2_format.convert(source, staging, precision)
+        finally:
+            remove_tree(source)
+        before = tokenizer.convert_ids_to_tokens([tokenizer.eos_token_id, *text[:-1]])
+        return ctranslate2_format.likeliest_tokens(staging, before)
+
+
+def _write_gguf(
+    loaded: LoadedModel, output: Path, precision: str, card: str, text: list[int]
+) -> list[int]:
+    """Write the folder; return what its weights make likeliest where the tokens of the text are."""
+    with _new_folder(output) as staging:
+        staging.mkdir()
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        file = staging / GGUF_FILE
+        gguf_format.write(loaded, file, output.resolve().name, precision)
+        before = [loaded.tokenizer.eos_token_id, *text[:-1]]
+        return gguf_format.likeliest_tokens(file, loaded, before, precision)

@@ -31,10 +31,18 @@ tokens = tokenizer.tokenize("Once upon a time")
 (found,) = generator.generate_batch([tokens], max_length=50, sampling_topk=10)
 print(tokenizer.decode(found.sequences_ids[0]))
 """
+_GGUF = """\
+from llama_cpp import Llama
+
+model = Llama("FOLDER/model.gguf", n_ctx=0)  # As many tokens as the model has positions for.
+found = model("Once upon a time", max_tokens=50)
+print(found["choices"][0]["text"])
+"""
 _LIMITS = """: nothing is known of its truth, bias or safety. It may repeat what it was trained on.
 
 No licence is stated: it follows from those of the data, and of the model that training started from.
 """
+_CODE = {"transformers": _TRANSFORMERS, "ctranslate2": _CTRANSLATE2, "gguf": _GGUF}
 
 
 def model_card(
@@ -49,7 +57,7 @@ def model_card(
     """Return a model card in Markdown.
 
     shape: named facts of the model itself. run, ledger: what is in run.json and data.json of its run;
-    empty if it has none. library: that which opens the folder, transformers or ctranslate2.
+    empty if it has none. library: that which opens the folder, transformers, ctranslate2 or gguf.
     """
     pipeline, opener = PIPELINES[kind]
     parts = [
@@ -66,7 +74,7 @@ def model_card(
             parts += [f"## Scores\n\nOn held-out data, at step {scores.get('step')}:\n", _table(rows)]
     else:
         parts += ["## Training\n\nNot known: what was exported is not the model of a run.\n"]
-    code = _CTRANSLATE2 if library == "ctranslate2" else _TRANSFORMERS.replace("OPENER", opener)
+    code = _CODE[library].replace("OPENER", opener)
     measured = "Only the scores above were" if scores else "Nothing was"
     parts.append(f"## Use\n\n```python\n{code}```\n\n## Limits\n\n{measured} measured{_LIMITS}")
     return "\n".join(parts)

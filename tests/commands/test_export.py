@@ -87,8 +87,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     for options, message in {
         ("--output", "full"): "--output full is not empty; it is left alone. Choose another.",
         ("--output", "full/mine.txt"): "--output full/mine.txt is a file; it takes a folder.",
-        ("--output", "out", "--format", "gguf"): "--format is 'gguf'; it must be one of huggingface, "
-        "ctranslate2.",
+        ("--output", "out", "--format", "onnx"): "--format is 'onnx'; it must be one of huggingface, "
+        "ctranslate2, gguf.",
         (
             "--output",
             "out",

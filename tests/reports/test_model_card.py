@@ -81,6 +81,7 @@ def test_the_card_says_which_library_opens_the_folder() -> None:
     text = card(library="ctranslate2")
     assert "library_name: ctranslate2\n" in text
     assert 'ctranslate2.Generator("FOLDER")' in text
+    assert 'Llama("FOLDER/model.gguf"' in card(library="gguf")
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card()
 
 
