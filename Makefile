@@ -108,10 +108,10 @@ bench-quality: $(READY)
 bench-inference: $(READY) $(PEERS_READY) $(LITGPT_READY) $(LLAMA_CPP_READY)
 	$(BIN)/python benchmarks/inference.py
 
-# Built for this processor, which takes a C++ compiler and some minutes. gguf and safetensors write its model.
+# Built for this processor, which takes a C++ compiler and some minutes.
 $(LLAMA_CPP_READY): constraints.txt
 	$(PYTHON) -m venv .venv-llama-cpp
-	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'llama-cpp-python' gguf safetensors
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'llama-cpp-python'
 	@touch $(LLAMA_CPP_READY)
 
 clean:

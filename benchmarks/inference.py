@@ -399,7 +399,14 @@ class Benchmark:
         self._prompts = Prompts(options.text, self._tokenizer)
         self._model = folder / "model"
         write_model(options.model, self._tokenizer, self._model)
-        self._job = Job(GPTCLI_BF16, str(self._model), str(folder), options.device, options.threads)
+        self._job = Job(
+            GPTCLI_BF16,
+            str(self._model),
+            str(folder),
+            sys.executable,
+            options.device,
+            options.threads,
+        )
         weights = "random weights" if options.model is None else "the weights of --model"
         self._about = f"GPT-2 of 124M parameters, {weights}, {options.threads} threads"
 

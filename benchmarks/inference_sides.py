@@ -20,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-PEERS = Path(__file__).parent / "peers"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -59,6 +58,8 @@ class Job:
     """A Hugging Face folder; its end-of-text is never the likeliest token."""
     folder: str
     """For the model in formats of the peers, which are made once."""
+    gptcli: str
+    """The Python that gptcli is installed for, which exports the model."""
     device: str
     threads: int
 
@@ -249,12 +250,17 @@ class LlamaCpp(OfIds):
             return parameters
 
         llama_cpp.llama_model_default_params = without_extra_layouts  # `Llama` has no option for it.
-        file = Path(job.folder) / f"{job.side.precision}.gguf"
-        if not file.exists():
-            writer = [sys.executable, str(PEERS / "gguf_model.py"), job.model, str(file)]
-            subprocess.run([*writer, "--type", job.side.precision], check=True)
+        folder = Path(job.folder) / f"gguf-{job.side.precision}"
+        if not folder.exists():
+            command = [job.gptcli, "-m", "gptcli", "export", "--model", job.model, "--format", "gguf"]
+            options = ["--precision", job.side.precision.lower(), "--output", str(folder)]
+            subprocess.run([*command, *options], check=True)
         self._model = Llama(
-            str(file), n_ctx=1024, n_threads=job.threads, n_threads_batch=job.threads, verbose=False
+            str(folder / "model.gguf"),
+            n_ctx=1024,
+            n_threads=job.threads,
+            n_threads_batch=job.threads,
+            verbose=False,
         )
 
     def continue_all(self, request: Request) -> list[list[int]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -21,8 +20,7 @@ Module = Callable[[str], Any]
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Module:
     """Imports a program of benchmarks/, which is no package."""
-    for folder in ("benchmarks", "benchmarks/peers"):
-        monkeypatch.syspath_prepend(REPOSITORY / folder)
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     return importlib.import_module
 
 
@@ -144,8 +142,8 @@ def test_sides_continue_prompts_of_different_lengths_alike(
     )
     prompts = inference.Prompts(text_file, tokenizer).cut([9, 2, 5])
     request = sides.Request(prompts, [3, 12, 7], at_once=2)
-    job = sides.Job(sides.GPTCLI_FP32, str(wide_model), str(tmp_path), "cpu", 1)
     here = Path(sys.executable)
+    job = sides.Job(sides.GPTCLI_FP32, str(wide_model), str(tmp_path), str(here), "cpu", 1)
     pythons = {"gptcli": here, "transformers": here, "ctranslate2": tmp_path / "python"}
     wrong = sides.Side("gptcli", "int3")
     chosen = (sides.GPTCLI_FP32, sides.TRANSFORMERS_FP32, sides.CTRANSLATE2_INT8, wrong)
@@ -161,30 +159,3 @@ def test_sides_continue_prompts_of_different_lengths_alike(
         alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=count)
         assert alone[0, len(prompt) :].tolist() == ids
     assert len(set(theirs.ids[1])) > 1
-
-
-def test_gguf_holds_the_weights_and_the_tokens(
-    module: Module, wide_model: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not here")
-    file = tmp_path / "model.gguf"
-    module("gguf_model").write_gguf(wide_model, file, "Q8_0")
-    reader = gguf.GGUFReader(file)
-    config = GPT2Config.from_pretrained(wide_model)
-    weights = GPT2LMHeadModel.from_pretrained(wide_model).state_dict()
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    assert len(tensors) == 4 + 12 * config.n_layer  # The head is the embedding.
-    for name, expected in {
-        "blk.1.ffn_up.weight": weights["transformer.h.1.mlp.c_fc.weight"].T,
-        "token_embd.weight": weights["transformer.wte.weight"],
-        "position_embd.weight": weights["transformer.wpe.weight"],
-        "blk.0.attn_qkv.bias": weights["transformer.h.0.attn.c_attn.bias"],
-    }.items():
-        tensor = tensors[name]
-        stored = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        # Of 32 numbers, each is a whole number of 127ths of the largest.
-        allowed = np.abs(expected.numpy()).max() / 127
-        np.testing.assert_allclose(stored, expected.numpy(), atol=allowed)
-    assert reader.get_field("gpt2.context_length").contents() == config.n_positions
-    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
-    assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
