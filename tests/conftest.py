@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
@@ -28,6 +31,8 @@ from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 
 REPOSITORY = Path(__file__).parent.parent
+# For a command in a process of its own, on a busy machine.
+TIMEOUT_SECONDS = 120
 # Real data beside the project; tests that want it skip where it is absent.
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -110,6 +115,14 @@ logging: {{log_steps: 1}}
     return file
 
 
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "gptcli", *map(str, arguments)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **changes}
+
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -118,21 +131,60 @@ def gptcli(tmp_path: Path) -> Cli:
     """Run `gptcli` in a process of its own, from a folder of its own; return what it printed."""
 
     def run(
-        *arguments: str | Path, stdin: str | None = "", environment: Mapping[str, str] | None = None
+        *arguments: str | Path, stdin: str | None = "", variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "gptcli", *map(str, arguments)],
+            command(*arguments),
             input=stdin,
             capture_output=True,
             text=True,
             encoding="utf-8",
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-            timeout=120,
+            env=environment(**(variables or {})),
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
 
     return run
+
+
+class Process(subprocess.Popen[str]):
+    """A process whose streams are pipes to the test."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `gptcli` as the fixture of that name does, and leave it running while the test goes on.
+
+    A process that the test would wait for in vain is killed.
+    """
+    with ExitStack() as stack:
+
+        def start(*arguments: str | Path) -> Process:
+            pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            process = Process(
+                command(*arguments),
+                **pipes,
+                text=True,
+                encoding="utf-8",
+                cwd=tmp_path,
+                env=environment(),
+            )
+            stack.enter_context(process)
+            guard = threading.Timer(TIMEOUT_SECONDS, process.kill)
+            guard.start()
+            stack.callback(process.kill)
+            stack.callback(guard.cancel)
+            return process
+
+        yield start
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -17,17 +16,9 @@ import pytest
 
 import gptcli
 from gptcli.cli import GROUPS, command_paths, main
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Start, command, environment
 
 COMMANDS = ["pretrain", "generate"]
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "gptcli", *map(str, arguments)]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **changes}
 
 
 @pytest.fixture
@@ -239,26 +230,14 @@ def test_control_characters_in_an_error_are_written_out(
     assert capsys.readouterr().err == "Error: a\\x1b[2Jb c.yaml: no such config file.\n"
 
 
-def test_ctrl_c_during_training_ends_with_130_and_no_traceback(config_file: Path) -> None:
-    process = subprocess.Popen(
-        command("pretrain", "--config", config_file, "--set", "training.max_steps=1_000_000"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=config_file.parent,
-        env=environment(),
-    )
-    # Does nothing if the line below is reached in time.
-    guard = threading.Timer(60, process.kill)
-    guard.start()
-    assert process.stderr is not None
+def test_ctrl_c_during_training_ends_with_130_and_no_traceback(start: Start, config_file: Path) -> None:
+    process = start("pretrain", "--config", config_file, "--set", "training.max_steps=1_000_000")
     for line in process.stderr:
         if line.startswith("Step 3:"):
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() == 130
-    guard.cancel()
     assert rest.splitlines()[-1].startswith("Stopped by Ctrl-C after step ")
     assert "Traceback" not in rest
 

@@ -44,15 +44,15 @@ def test_a_model_is_fetched_from_the_hub_once_and_then_read_from_its_cache(
 ) -> None:
     command = ("generate", "The cat", "--model", MODEL, "--max-new-tokens", "5")
     environment = hub.environment(tmp_path / "cache")
-    fetched = gptcli(*command, environment=environment)
+    fetched = gptcli(*command, variables=environment)
     assert (fetched.returncode, fetched.stderr) == (0, "")
     assert fetched.stdout.startswith("The cat")
     assert any("model.safetensors" in request for request in hub.requests)
 
     hub.requests.clear()
-    offline = gptcli(*command, environment=environment | {"HF_HUB_OFFLINE": "1"})
+    offline = gptcli(*command, variables=environment | {"HF_HUB_OFFLINE": "1"})
     assert not hub.requests
-    unreachable = gptcli(*command, environment=closed_hub)
+    unreachable = gptcli(*command, variables=closed_hub)
     for result in (offline, unreachable):
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout == fetched.stdout
@@ -70,7 +70,7 @@ def test_a_model_and_rows_of_the_hub_make_a_classifier(
     )
     result = gptcli(
         *("finetune", "--config", "config.yaml", "--model", MODEL, "--output-dir", "run", "--json"),
-        environment=hub.environment(tmp_path / "cache"),
+        variables=hub.environment(tmp_path / "cache"),
     )
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -83,7 +83,7 @@ def test_a_model_that_the_hub_does_not_have_is_refused_in_one_line(
     hub: HubStandIn, gptcli: Cli, tmp_path: Path
 ) -> None:
     result = gptcli(
-        "generate", "x", "--model", "someone/nothing", environment=hub.environment(tmp_path / "cache")
+        "generate", "x", "--model", "someone/nothing", variables=hub.environment(tmp_path / "cache")
     )
     assert (result.returncode, result.stdout) == (4, "")
     assert result.stderr == (
@@ -98,7 +98,7 @@ def test_every_row_of_a_data_set_is_trained_on(
     result = gptcli(
         *("pretrain", "--config", config_file, "--set", f"data.source={DATA_SET}"),
         *("--set", "training.max_steps=2", "--output-dir", "run", "--json"),
-        environment=hub.environment(tmp_path / "cache"),
+        variables=hub.environment(tmp_path / "cache"),
     )
     assert result.returncode == 0, result.stderr
     # Neither bars nor advice of the libraries.
@@ -117,7 +117,7 @@ def test_a_data_set_that_the_hub_does_not_have_is_refused_in_one_line(
 ) -> None:
     result = gptcli(
         *("pretrain", "--config", config_file, "--set", "data.source=someone/nothing"),
-        environment=hub.environment(tmp_path / "cache"),
+        variables=hub.environment(tmp_path / "cache"),
     )
     assert result.returncode == 3
     (error,) = [line for line in result.stderr.splitlines() if not line.startswith("Device: ")]
@@ -127,7 +127,7 @@ def test_a_data_set_that_the_hub_does_not_have_is_refused_in_one_line(
 def test_a_model_is_not_looked_for_again_and_again_at_a_hub_that_does_not_answer(
     gptcli: Cli, closed_hub: dict[str, str]
 ) -> None:
-    result = gptcli("generate", "x", "--model", MODEL, environment=closed_hub)
+    result = gptcli("generate", "x", "--model", MODEL, variables=closed_hub)
     assert (result.returncode, result.stdout) == (5, "")
     # One line: every repetition would be another.
     assert result.stderr == (
@@ -141,7 +141,7 @@ def test_a_data_set_is_not_looked_for_again_and_again_at_a_hub_that_does_not_ans
 ) -> None:
     result = gptcli(
         *("pretrain", "--config", config_file, "--set", f"data.source={DATA_SET}"),
-        environment=closed_hub,
+        variables=closed_hub,
     )
     assert result.returncode == 5
     (error,) = [line for line in result.stderr.splitlines() if not line.startswith("Device: ")]

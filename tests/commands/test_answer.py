@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import shutil
-import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from gptcli.config.schema import ModelSettings
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from tests.commands.conftest import Result, Run, refused
-from tests.conftest import TEXT, Cli
-from tests.test_cli import command, environment
+from tests.conftest import TEXT, Cli, Start
 from tests.test_console import shown_on_a_terminal
 
 CAT = "The cat 🦉 sat on the mat."
@@ -140,25 +137,13 @@ def test_a_file_of_questions_is_answered_as_each_alone(answer: Run, tmp_path: Pa
     assert lines[0] == "Who 0?" and lines[1].startswith("  ") and len(lines) == 18
 
 
-def test_a_question_that_is_asked_is_answered_before_the_next(qa_folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("answer", "--model", qa_folder, "--input", "-", "--json"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    guard = threading.Timer(60, process.kill)
-    guard.start()
-    assert process.stdin is not None
-    assert process.stdout is not None
+def test_a_question_that_is_asked_is_answered_before_the_next(start: Start, qa_folder: Path) -> None:
+    process = start("answer", "--model", qa_folder, "--input", "-", "--json")
     for asked in ("Who sat?", "Where?"):
         process.stdin.write(json.dumps({"question": asked, "context": CAT}) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["question"] == asked
     rest, _ = process.communicate()
-    guard.cancel()
     assert (process.returncode, rest) == (0, "")
 
 

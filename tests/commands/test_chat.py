@@ -31,8 +31,8 @@ from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
 from gptcli.pipelines.chat import Chat
 from tests.commands.conftest import Result, Run
-from tests.conftest import TEXT
-from tests.test_cli import command, environment, run_main
+from tests.conftest import TEXT, command, environment
+from tests.test_cli import run_main
 
 # The end of each message is end-of-text, and nothing else is added.
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -10,9 +10,7 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,8 +26,7 @@ from gptcli.models.architecture import model_config, new_model
 from gptcli.models.loading import set_labels
 from gptcli.models.saving import save_model
 from tests.commands.conftest import Result, Run, refused
-from tests.conftest import REPOSITORY, SENTENCES
-from tests.test_cli import command, environment
+from tests.conftest import REPOSITORY, SENTENCES, Start
 from tests.test_console import shown_on_a_terminal
 
 LABELS = ["bad", "fair", "good"]
@@ -403,37 +400,19 @@ def test_a_link_stays_a_link(classify: Run, tmp_path: Path) -> None:
     assert len(csv_rows((tmp_path / "folder" / "b.csv").read_text())) == 1
 
 
-def test_a_reader_that_has_read_enough_ends_it_quietly(classifier: Path, tmp_path: Path) -> None:
+def test_a_reader_that_has_read_enough_ends_it_quietly(
+    start: Start, classifier: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_text("The cat\n" * 20_000)
-    process = subprocess.Popen(
-        command("classify", "--input", "a.txt", "--model", classifier),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
+    process = start("classify", "--input", "a.txt", "--model", classifier)
     assert json.loads(process.stdout.readline())["text"] == "The cat"
     process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
 
 
-def test_what_is_typed_is_answered_line_by_line(classifier: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("classify", "--input", "-", "--model", classifier),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    guard = threading.Timer(60, process.kill)
-    guard.start()
-    assert process.stdin is not None
-    assert process.stdout is not None
+def test_what_is_typed_is_answered_line_by_line(start: Start, classifier: Path) -> None:
+    process = start("classify", "--input", "-", "--model", classifier)
     for text in ("The cat", "The dog", ""):
         process.stdin.write(f"{text}\n")
         process.stdin.flush()
@@ -441,7 +420,6 @@ def test_what_is_typed_is_answered_line_by_line(classifier: Path, tmp_path: Path
     # While it waits for the next line.
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate()
-    guard.cancel()
     assert (process.returncode, rest) == (130, "Interrupted.\n")
 
 
@@ -462,23 +440,15 @@ def test_a_terminal_shows_what_is_waited_for(
         assert [title for title in ("Reading", "Loading", "Classifying") if title in shown] == titles
 
 
-def test_ctrl_c_ends_with_130_and_leaves_what_was_done_beside(classifier: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_and_leaves_what_was_done_beside(
+    start: Start, classifier: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_text("The cat\n" * 200_000)
-    process = subprocess.Popen(
-        command("classify", "--input", "a.txt", "--model", classifier, "--output", "b.csv"),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    guard = threading.Timer(60, process.kill)
-    guard.start()
-    assert process.stderr is not None
+    process = start("classify", "--input", "a.txt", "--model", classifier, "--output", "b.csv")
     assert re.match(r"Classifying  [\d,]+/200,000 rows", process.stderr.readline())
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() == 130
-    guard.cancel()
     assert "Traceback" not in rest
     partial = tmp_path / "b.csv.partial"
     count = len(partial.read_text().splitlines()) - 1

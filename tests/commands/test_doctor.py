@@ -13,7 +13,7 @@ def test_the_doctor_finds_what_is_broken_and_that_all_else_works(gptcli: Cli, tm
         # Settings of the user's runs, which would break those of the doctor.
         "GPTCLI_TRAINING__MAX_STEPS": "3",
     }
-    done = gptcli("doctor", "--json", environment=environment)
+    done = gptcli("doctor", "--json", variables=environment)
     diagnosis = json.loads(done.stdout)
     assert diagnosis["failed"] == ["token cache"], diagnosis
     assert not diagnosis["ok"]
