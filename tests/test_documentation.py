@@ -103,13 +103,9 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
     """Run a command as a shell would, with VARIABLE=value before it, a pipe, * or > FILE."""
     if "--model runs/english" in command:  # As if that config had been run.
         shutil.copytree(english_model, "runs/english", dirs_exist_ok=True)
-    if "|" in command:
-        before, _, command = command.partition("|")
-        shown = subprocess.run(shlex.split(before), capture_output=True, text=True, check=True)
-        arguments = [sys.executable, "-m", "gptcli", *with_less_work(command.strip())[1:]]
-        subprocess.run(arguments, input=shown.stdout, text=True, check=True)
-        return
-    command, _, target = command.partition(" > ")
+    before, _, command = command.rpartition("|")
+    stdin = subprocess.check_output(shlex.split(before)) if before else b""
+    command, _, target = command.strip().partition(" > ")
     with ExitStack() as stack:
         patch = stack.enter_context(monkeypatch.context())
         while "=" in (first := command.split(" ")[0]):
@@ -117,7 +113,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
             command = command.removeprefix(first).lstrip()
         words = [sorted(glob(word)) or [word] for word in with_less_work(command)]
         patch.setattr(sys, "argv", [word for found in words for word in found])
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         if target:
             file = stack.enter_context(Path(target).open("w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(file))
@@ -128,9 +124,16 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, english_model: Pa
     assert ended.value.code in accepted, command
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all of these tests, so that Python's own documentation is read and tokenized once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     """A folder as the documentation assumes it: the configs, texts, labels, and so on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "my-text").mkdir()
     (tmp_path / "my-text" / "one.txt").write_text(TEXT)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from gptcli.models.loading import label_names, load_model
-from tests.conftest import SENTENCES, Cli
+from tests.commands.conftest import Run, refused
+from tests.conftest import SENTENCES
 from tests.test_cli import run_main
 
 DATA, CONFIG, MODEL = 3, 2, 4
@@ -303,17 +304,16 @@ def test_a_model_that_is_not_there_is_named_before_the_data_is_read(
     assert error == "./nowhere: no such folder. --model takes a folder or a hub name such as gpt2."
 
 
-def test_a_classifier_does_not_generate(finetune: Finetune, texts: str, gptcli: Cli) -> None:
+def test_a_classifier_does_not_generate(finetune: Finetune, texts: str, run: Run) -> None:
     assert finetune("classification", texts, "--set", "training.max_steps=3")[0] == 0
-    result = gptcli("generate", "Hello", "--model", "run")
-    assert (result.returncode, result.stdout) == (MODEL, "")
-    assert result.stderr == "Error: run is a classifier; use it with `gptcli classify`.\n"
+    error = refused(run("generate", "Hello", "--model", "run"), MODEL)
+    assert error == "run is a classifier; use it with `gptcli classify`."
 
 
 def test_pretraining_is_for_new_models_of_text(
-    texts: str, gptcli: Cli, tmp_path: Path, model_folder: Path
+    texts: str, run: Run, tmp_path: Path, model_folder: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(SETTINGS.format(task="classification", source=texts))
-    result = gptcli("pretrain", "--config", "config.yaml")
-    assert result.returncode == CONFIG
+    result = run("pretrain", "--config", "config.yaml")
+    assert result.code == CONFIG
     assert "gptcli finetune" in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Run, refused
-from tests.conftest import Cli
 from tests.pipelines.test_train import read_json
 
 HEAVY = ("torch", "transformers", "datasets")
@@ -36,12 +34,12 @@ def test_it_imports_none_of_the_large_libraries(config_file: Path, arguments: li
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_it_says_what_the_run_then_has(gptcli: Cli, config_file: Path, tmp_path: Path) -> None:
-    trained = gptcli("pretrain", "--config", config_file, "--output-dir", "run")
-    assert trained.returncode == 0, trained.stderr
-    planned = gptcli("plan", "--config", config_file, "--json")
-    assert planned.returncode == 0, planned.stderr
-    plan = json.loads(planned.stdout)
+def test_it_says_what_the_run_then_has(run: Run, config_file: Path, tmp_path: Path) -> None:
+    trained = run("pretrain", "--config", config_file, "--output-dir", "run")
+    assert trained.code == 0, trained.stderr
+    planned = run("plan", "--config", config_file, "--json")
+    assert planned.code == 0, planned.stderr
+    (plan,) = planned.rows
     facts = read_json(tmp_path / "run" / "run.json")
     ledger = read_json(tmp_path / "run" / "data.json")
     assert plan["parameters"] == facts["parameters"]
