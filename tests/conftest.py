@@ -12,14 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import pytest
-import torch
-
 # Read when transformers is imported, here and in every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads cost these small models more than they bring, above all where tests run beside other work.
+# Threads cost these small models more than they bring, above all where tests run beside each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+
+import pytest
+
 # Shells let what they start in the background ignore Ctrl-C, and all that it starts; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
