@@ -24,7 +24,7 @@ from gptcli.errors import EnvironmentProblem
 from gptcli.pipelines.train import Event, run_training
 from gptcli.training.run_folder import RunFolder
 from gptcli.training.trackers import TrackedRun, Trackers, load_trackers
-from tests.test_cli import command, environment
+from tests.conftest import command, environment
 
 STEPS = [1, 2, 3, 4, 5, 6]
 STEP_NAMES = {"tokens", "loss", "lr", "grad_norm", "tokens_per_second"}
