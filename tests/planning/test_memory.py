@@ -128,3 +128,20 @@ def test_gradient_checkpointing_and_smaller_micro_batches_take_less() -> None:
     assert parts.activations * 4 == whole.activations
     assert again.activations < whole.activations / 4
     assert max(parts.peak, again.peak) < whole.peak
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "length", "batch_size", "expected"),
+    [
+        (12, 768, 1024, 32, 4),  # 4,096 tokens.
+        (12, 768, 1024, 6, 3),  # Twice 3 and not 4 and 2.
+        (12, 768, 8192, 32, 1),
+        (1, 64, 1024, 200, 100),  # 2**27 / (16 * 64 * 1,024) = 128 at most, so two of 100.
+        (1, 64, 1024, 100, 100),
+    ],
+)
+def test_an_automatic_micro_batch_is_worth_what_each_one_costs(
+    layers: int, width: int, length: int, batch_size: int, expected: int
+) -> None:
+    shape = Shape.of(layers, width // 64, width, length, 50_257)
+    assert automatic_micro_batch_size(shape, batch_size, length, "cpu") == expected
