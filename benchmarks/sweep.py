@@ -1,10 +1,12 @@
-"""Held-out bits per byte for each model size, optimizer, peak learning rate and schedule.
+"""Held-out bits per byte for each model size, optimizer, schedule and peak learning rate.
 
-    python benchmarks/sweep.py                                   # What the defaults were chosen by.
-    python benchmarks/sweep.py mini --rates 2e-3,4e-3 --schedules wsd
+    python benchmarks/sweep.py                                   # What the defaults are held against.
+    python benchmarks/sweep.py mini --factors 0.5,1,2 --schedules wsd
 
-Every run sees the same tokens, in the same order, for the same number of steps; the held-out text
-decides.
+Rates are given as multiples of the default of the size, which falls with the root of the width: where
+the best one is at the same multiple for all sizes, the rule holds. Every run of a size sees the same
+tokens, in the same order, for the same number of steps; the held-out text decides. Each runs on one
+thread, so several can run beside each other without changing anything but the time.
 The text is WikiText-2's training text, looked for in ../shared/data or where --text says.
 """
 
@@ -13,18 +15,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from results import RESULTS, write_section
+
+from gptcli.config.schema import Settings
+
 TEXT = Path(__file__).parents[2] / "shared" / "data" / "language-modelling" / "wikitext2-train.txt"
 # Layers, heads, width, optimizer steps: of 16 sequences of 128 tokens.
-SIZES = {"tiny": (2, 2, 64, 300), "mini": (4, 4, 256, 200), "384": (6, 6, 384, 120)}
+SIZES = {
+    "2x64": (2, 2, 64, 300),
+    "4x128": (4, 4, 128, 300),
+    "4x256": (4, 4, 256, 200),
+    "6x384": (6, 6, 384, 120),
+}
+
+
+def default_rate(size: str) -> float:
+    """Return what training.learning_rate is for a new model of that width."""
+    model = {"n_layer": SIZES[size][0], "n_head": SIZES[size][1], "n_embd": SIZES[size][2]}
+    return Settings.model_validate({"model": model}).training.learning_rate
 
 
 def train(
-    text: Path, folder: Path, size: str, optimizer: str, rate: str, schedule: str, steps: int
+    text: Path, folder: Path, size: str, optimizer: str, rate: float, schedule: str, steps: int
 ) -> float:
     """Return the bits per byte of the held-out text at the end."""
     n_layer, n_head, n_embd, _ = SIZES[size]
@@ -47,12 +65,14 @@ def train(
         "training.save_steps": 1_000_000,
         "evaluation.eval_steps": 1_000_000,
         "runtime.compile": "false",
+        "runtime.threads": 1,
     }
     command = [sys.executable, "-m", "gptcli", "pretrain", "--json", "--overwrite"]
     command += ["--output-dir", str(folder / "run")]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     bits: float = json.loads(done.stdout)["evaluation"]["bits_per_byte"]
     return bits
 
@@ -61,24 +81,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", nargs="*", help=f"of {', '.join(SIZES)}; default: all")
     parser.add_argument("--optimizers", default="muon,adamw")
-    parser.add_argument("--rates", default="1e-3,2e-3,4e-3,8e-3")
+    parser.add_argument("--factors", default="0.25,0.5,1,2", help="of the default rate")
     parser.add_argument("--schedules", default="cosine,wsd")
     parser.add_argument("--steps", type=int, help="instead of those of the size")
     parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if not options.text.is_file():
         sys.exit(f"There is no text at {options.text}; give --text. Nothing was measured.")
-    with tempfile.TemporaryDirectory() as folder:
-        for size, optimizer, schedule in itertools.product(
-            options.sizes or SIZES, options.optimizers.split(","), options.schedules.split(",")
-        ):
-            steps = options.steps or SIZES[size][3]
-            found = {
-                rate: train(options.text, Path(folder), size, optimizer, rate, schedule, steps)
-                for rate in options.rates.split(",")
-            }
-            listed = ", ".join(f"{rate}: {bits:.3f}" for rate, bits in found.items())
-            print(f"{size:5} {steps} steps {optimizer:5} {schedule:6} {listed}", flush=True)
+    factors = [float(factor) for factor in options.factors.split(",")]
+    for size in options.sizes or SIZES:
+        steps, rate = options.steps or SIZES[size][3], default_rate(size)
+        lines = [
+            f"{steps} steps of 16 sequences of 128 tokens, a vocabulary of 4,096; the default rate is "
+            f"{rate:g}.",
+            "",
+            f"| times the default rate | {' | '.join(f'{factor:g}' for factor in factors)} |",
+            f"|---|{'---|' * len(factors)}",
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            for optimizer, schedule in itertools.product(
+                options.optimizers.split(","), options.schedules.split(",")
+            ):
+                found = [
+                    train(options.text, Path(folder), size, optimizer, factor * rate, schedule, steps)
+                    for factor in factors
+                ]
+                shown = [f"**{bits:.3f}**" if bits == min(found) else f"{bits:.3f}" for bits in found]
+                lines.append(f"| {optimizer}, {schedule} | {' | '.join(shown)} |")
+        print("\n".join((f"{size}:", *lines)), flush=True)
+        write_section(f"Learning rates: {size}, bits per byte", lines, file=options.results)
 
 
 if __name__ == "__main__":

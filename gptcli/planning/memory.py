@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 LIBRARIES = {"cpu": 455_000_000, "cuda": 500_000_000, "mps": 455_000_000}
 # Freed memory stays with the process (training/device.py), some of it in pieces that are too small for
 # what comes next: this share of what a step takes and frees, measured by benchmarks/planning.py.
-LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.2, "fp16": 0.2}
+LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.4, "fp16": 0.4}
 # Up to these lengths a CPU attends by plain products, and keeps the weights (models/attention.py).
 PLAIN_ATTENTION_TOKENS, KEPT_WEIGHTS_TOKENS = 2048, 256
 # Rows whose scores over the vocabulary are there at once, and on a CPU, scores that are in float32 at
