@@ -26,7 +26,8 @@ from results import RESULTS, write_section
 from gptcli.config.schema import Settings
 
 TEXT = Path(__file__).parents[2] / "shared" / "data" / "language-modelling" / "wikitext2-train.txt"
-# Layers, heads, width, optimizer steps: of 16 sequences of 128 tokens.
+CONTEXT_LENGTH = 128
+# Layers, heads, width, optimizer steps: of 16 sequences.
 SIZES = {
     "2x64": (2, 2, 64, 300),
     "4x128": (4, 4, 128, 300),
@@ -37,7 +38,8 @@ SIZES = {
 
 def default_rate(size: str) -> float:
     """Return what training.learning_rate is for a new model of that width."""
-    model = {"n_layer": SIZES[size][0], "n_head": SIZES[size][1], "n_embd": SIZES[size][2]}
+    n_layer, n_head, n_embd, _ = SIZES[size]
+    model = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "context_length": CONTEXT_LENGTH}
     return Settings.model_validate({"model": model}).training.learning_rate
 
 
@@ -47,30 +49,44 @@ def train(
     """Return the bits per byte of the held-out text at the end."""
     n_layer, n_head, n_embd, _ = SIZES[size]
     settings = {
-        "model.n_layer": n_layer,
-        "model.n_head": n_head,
-        "model.n_embd": n_embd,
-        "model.context_length": 128,
-        "tokenizer.train.vocab_size": 4096,
-        "data.source": text,
-        "data.split_by": "position",
-        "data.validation_fraction": 0.02,
-        "data.cache_dir": folder / "cache",
-        "training.optimizer": optimizer,
-        "training.learning_rate": rate,
-        "training.schedule": schedule,
-        "training.max_steps": steps,
-        "training.warmup_steps": max(10, steps // 10),
-        "training.batch_size": 16,
-        "training.save_steps": 1_000_000,
-        "evaluation.eval_steps": 1_000_000,
-        "runtime.compile": "false",
-        "runtime.threads": 1,
+        "model": {
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "context_length": CONTEXT_LENGTH,
+        },
+        "tokenizer": {"train": {"vocab_size": 4096}},
+        "data": {
+            "source": str(text),
+            "split_by": "position",
+            "validation_fraction": 0.02,
+            "cache_dir": str(folder / "cache"),
+        },
+        "training": {
+            "optimizer": optimizer,
+            "learning_rate": rate,
+            "schedule": schedule,
+            "max_steps": steps,
+            "warmup_steps": max(10, steps // 10),
+            "batch_size": 16,
+            "save_steps": 1_000_000,
+        },
+        "evaluation": {"eval_steps": 1_000_000},
+        "runtime": {"compile": False, "threads": 1},
     }
-    command = [sys.executable, "-m", "gptcli", "pretrain", "--json", "--overwrite"]
+    config = folder / "config.yaml"
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "gptcli",
+        "pretrain",
+        "--config",
+        str(config),
+        "--json",
+        "--overwrite",
+    ]
     command += ["--output-dir", str(folder / "run")]
-    for name, value in settings.items():
-        command += ["--set", f"{name}={value}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     bits: float = json.loads(done.stdout)["evaluation"]["bits_per_byte"]
