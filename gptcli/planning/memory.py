@@ -29,7 +29,7 @@ SCORES_AT_ONCE = 2**20
 WORDS_AT_ONCE = 2**13
 # micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU, but for so many
 # tokens: fewer would not be worth the copies of the weights and the sums of gradients that each
-# micro-batch takes (GPT-2 124M is 15 to 40% faster so). On a GPU it starts from the whole batch and is
+# micro-batch takes (GPT-2 124M is 15 to 38% faster so). On a GPU it starts from the whole batch and is
 # halved until it fits.
 AUTO_NUMBERS = 2**27
 AUTO_TOKENS = 4096
