@@ -19,8 +19,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-# Shells let what they start in the background ignore Ctrl-C, and all that it starts; tests send it.
+# Shells let what they start in the background ignore Ctrl-C, and nohup a hang-up, as does all that is
+# started then; tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
