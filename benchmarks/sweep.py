@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -87,8 +86,7 @@ def train(
         "--overwrite",
     ]
     command += ["--output-dir", str(folder / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     bits: float = json.loads(done.stdout)["evaluation"]["bits_per_byte"]
     return bits
 

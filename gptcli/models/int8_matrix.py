@@ -70,6 +70,7 @@ class Int8Matrix:
             outputs: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 levels, 1.0, 0, self._for_one_row
             )
+            # The layout has the bias in it, which the scales of the inputs are not for.
             return outputs if self._bias is None else outputs.sub_(self._bias)
         many: Any = torch.ops.onednn.qlinear_pointwise
         return cast(
