@@ -25,15 +25,19 @@ _NOTHING = 1e-30
 _MANY_ROWS = 256
 
 
+def to_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (outputs, inputs) int8 of the same, and (outputs,) float32 that they are scaled by."""
+    scales = weight.abs().amax(1).float().clamp_min_(_NOTHING).div_(_WEIGHT_LEVELS)
+    return (weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales
+
+
 class Int8Matrix:
     """A matrix of bytes."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight: (outputs, inputs), of any floating-point type, on the CPU. bias: (outputs,)."""
         self._bias = None if bias is None else bias.detach().float()
-        weight = weight.detach()
-        scales = weight.abs().amax(1).float().clamp_min_(_NOTHING).div_(_WEIGHT_LEVELS)
-        levels = (weight / scales[:, None]).round_().to(torch.int8).contiguous()
+        levels, scales = to_bytes(weight.detach())
         zeros = torch.zeros(len(scales), dtype=torch.long)
         with warnings.catch_warnings():
             # That torch will drop its quantized tensors: multiplies_int8 looks whether they are there.

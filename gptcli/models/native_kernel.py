@@ -1,0 +1,95 @@
+"""native_forward.cpp, compiled for this machine's processor when it is first used, and kept.
+
+A compiler for C++ with OpenMP is needed (`g++`, `clang++`, or what CXX names), as for torch.compile;
+without one, or where it fails, torch's own operators do the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("native_forward.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# Errors and traps of mathematics are not looked at; without, loops with rounding are not vectorized.
+_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_MAX_SECONDS = 120
+# What of /proc/cpuinfo says which instructions there are: a home folder may serve several machines.
+_PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU variant", "CPU part")
+
+
+class NoKernelError(Exception):
+    """The kernel cannot be had on this machine; says why."""
+
+
+@functools.cache
+def load_kernel() -> ctypes.CDLL | None:
+    """Return the compiled functions, or None where they cannot be had."""
+    try:
+        return build_kernel()
+    except NoKernelError:
+        return None
+
+
+def build_kernel() -> ctypes.CDLL:
+    """Return the compiled functions, of an earlier compilation if there is one.
+
+    Raises NoKernelError where that is impossible.
+    """
+    if platform.system() != "Linux":
+        raise NoKernelError(f"it is for Linux, and this is {platform.system()}")
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    flags = (*_FLAGS, *(("-march=native", "-mprefer-vector-width=512") if is_x86 else ("-mcpu=native",)))
+    source = SOURCE.read_bytes()
+    name = hashlib.sha256(source + "\n".join((*flags, *_processor())).encode()).hexdigest()[:32]
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    file = Path(root) / "gptcli" / "native" / f"{name}.so"
+    with suppress(OSError):  # Not there, or damaged.
+        return ctypes.CDLL(str(file))
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _compile(flags, file)
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NoKernelError(str(error)) from error
+
+
+def _compile(flags: tuple[str, ...], file: Path) -> None:
+    names = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
+    compiler = next((found for found in map(shutil.which, names) if found), None)
+    if compiler is None:
+        raise NoKernelError("there is no compiler for C++: install g++")
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        staged = Path(folder) / file.name
+        try:
+            done = subprocess.run(  # noqa: S603
+                [compiler, *flags, "-o", staged, SOURCE],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_MAX_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NoKernelError(f"{compiler} took more than {_MAX_SECONDS} seconds") from error
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            raise NoKernelError(
+                f"{compiler} cannot compile it: {lines[0] if lines else 'it says nothing'}"
+            )
+        # Whole, or not there: others may be looking for it.
+        staged.replace(file)
+
+
+def _processor() -> list[str]:
+    with suppress(OSError):
+        one = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        return [line for line in one.splitlines() if line.split("\t")[0].strip() in _PROCESSOR]
+    return [platform.processor()]

@@ -1,0 +1,79 @@
+"""GPT-2's layers and head for new tokens by torch's operators, on any device.
+
+No mask is made where all rows have the same length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.models.packed_layer import LayerNorm, PackedLayer
+from gptcli.models.packed_linear import PackedLinear
+from gptcli.models.scoring_forward import attention_in_parts
+
+
+class OperatorForward:
+    """A GPT2LMHeadModel laid out for torch's operators."""
+
+    def __init__(self, model: Any, head: Tensor, dtype: torch.dtype, *, is_int8: bool) -> None:
+        """head: (vocabulary, width). dtype, is_int8: as for DecodingForward."""
+        transformer = model.transformer
+        self.dtype = self.kept_dtype = dtype
+        self._layers = [PackedLayer(block, dtype, is_int8=is_int8) for block in transformer.h]
+        self._ln_f = LayerNorm(transformer.ln_f, dtype)
+        self._head = PackedLinear(head, is_int8=is_int8)
+
+    def hidden_states(self, embedded: Tensor, starts: Sequence[int], parts: Tensor) -> Tensor:
+        """Return (rows, tokens, width), behind the last layer norm, of new tokens of the first rows.
+
+        embedded: the same, of type `dtype`. starts: the place of each row's first new token; the same,
+        if there are several. parts: keys and values (layers, 2, rows, heads, capacity, size), of type
+        `kept_dtype`, to which those of the new tokens are added.
+        """
+        rows, tokens, _ = embedded.shape
+        device, begin, end = embedded.device, starts[0], max(starts) + tokens
+        is_even = min(starts) + tokens == end
+        parts = parts[:, :, :rows, :, :end]
+        mask = None
+        if is_even:
+            places = parts[..., begin:end, :].unbind()
+        else:
+            where = torch.tensor(starts, device=device)
+            later = torch.arange(end, device=device) > where[:, None]
+            mask = torch.zeros(later.shape, dtype=self.dtype, device=device)
+            mask = mask.masked_fill_(later, -torch.inf)[:, None, None]
+            row_numbers = torch.arange(rows, device=device)
+        hidden = embedded.flatten(0, 1)
+        # Views of all layers at once: between the products of one row, each operation counts.
+        all_keys, all_values = (kind.unbind() for kind in parts.unbind(1))
+        shape = (rows, tokens, 3, parts.shape[3], parts.shape[5])
+        for number, layer in enumerate(self._layers):
+            new = layer.queries_keys_values(hidden).view(shape)
+            new = new.permute(2, 0, 3, 1, 4)  # (3, rows, heads, tokens, size).
+            if is_even:
+                places[number].copy_(new[1:])
+            else:
+                parts[number, :, row_numbers, :, where] = new[1:, :, :, 0].transpose(0, 1)
+            mixed = _attended(new[0], all_keys[number], all_values[number], mask, layer.scale)
+            hidden = layer.behind_attention(hidden, mixed.transpose(1, 2).reshape(hidden.shape))
+        return self._ln_f(hidden).view(embedded.shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (n, vocabulary) of (n, width)."""
+        return self._head(hidden)
+
+
+def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return (rows, heads, tokens, size) of the same; the new tokens are the last of the keys."""
+    tokens = query.shape[2]
+    if tokens == 1:
+        return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
+    is_usual = query.device.type != "cpu" or query.dtype == torch.float32
+    if tokens == keys.shape[2] and is_usual:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
+    return attention_in_parts(query, keys, values, scale, None)
