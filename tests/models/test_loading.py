@@ -201,6 +201,11 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     assert "weights are of another shape, transformer.wpe.weight for one" in refusal(folder)
 
 
+def test_layers_that_are_only_said_to_be_there_take_no_memory(folder: Path) -> None:
+    change_config(folder, n_layer=10**11)  # As numbers alone they would take some 6 terabytes.
+    assert "says n_layer 100000000000, but its weights are of 2 layers" in refusal(folder)
+
+
 def test_a_setting_of_the_wrong_type_is_named(folder: Path) -> None:
     change_config(folder, n_embd="wide")
     assert "n_embd" in refusal(folder)
