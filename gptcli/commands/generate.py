@@ -93,10 +93,8 @@ def generate(
         check_output(output_file, input_file)
 
     with console.working("Loading"):
-        from gptcli.hub import quiet_libraries
         from gptcli.pipelines.generate import Generator
 
-        quiet_libraries()
         generator = Generator(model, settings.generation, settings.runtime, settings.runtime.given_seed)
         planned = [generator.plan(item) for item in prompts]
     is_streamed = len(planned) == 1 and settings.generation.num_return_sequences == 1

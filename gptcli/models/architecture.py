@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli.config.schema import ModelSettings
+from gptcli.models.activation import fuse_activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# What config.json may call it, and what torch calls its kernel. transformers has modules of its own for
-# each, which those who look for nn.GELU (training/compiling.py, models/scoring_forward.py) do not know.
-_GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
@@ -53,11 +49,3 @@ def new_model(config: GPT2Config, seed: int, kind: Any = GPT2LMHeadModel) -> Any
     model = kind(config)
     fuse_activation(model)
     return model
-
-
-def fuse_activation(model: Any) -> None:
-    """Let a GPT-2 compute its activation function, the same one, in one kernel where there is one."""
-    approximate = _GELUS.get(model.config.activation_function)
-    if approximate is not None:
-        for block in model.transformer.h:
-            block.mlp.act = nn.GELU(approximate)

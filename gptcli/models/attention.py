@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gptcli.models.attention_mask import later_keys
 from gptcli.training.device import cpu_capabilities
 
 PLAIN_ATTENTION = "gptcli_plain_attention"
@@ -65,11 +66,6 @@ def plain_attention(
     seed = torch.randint(2**62, ()) if dropout else None
     attended: Tensor = _attend(query, key, value, scale, dropout, seed)
     return attended, None
-
-
-def later_keys(query: Tensor, count: int) -> Tensor:
-    """Return (count, count): minus infinity where a column's token is later than the row's."""
-    return query.new_full((count, count), -torch.inf).triu_(1)
 
 
 class _ShortAttention(torch.autograd.Function):

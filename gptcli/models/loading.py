@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,8 +86,10 @@ class LoadedModel:
     """A model in evaluation mode, with its tokenizer."""
 
     model: Any
-    """A GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2ForQuestionAnswering."""
+    """A GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2ForQuestionAnswering, or the weights of
+    the first by their names there, from `load_for_decoding`."""
     tokenizer: PreTrainedTokenizerFast
+    """Or a PlainTokenizer, from `load_for_decoding`."""
     name: str
 
     def check_token(self, token: int, what: str) -> None:
@@ -199,7 +202,7 @@ class FoundModel:
 
 def find_model(name: str) -> FoundModel:
     """Return where `name` leads and what is there. Raises as `load_model` does."""
-    folder = _model_folder(name)
+    folder = model_folder(name)
     checkpoint = None
     if folder is None:
         use_cache_if_unreachable()
@@ -256,9 +259,12 @@ def _load(
     import torch
     from torch import nn
 
-    from gptcli.models.architecture import fuse_activation
+    from gptcli.models.activation import fuse_activation
 
-    weights = _read_weights(found)
+    try:
+        weights = read_weights(found.files)
+    except Exception as error:
+        raise hub_problem("model", found.name, error) from error
     found.config._attn_implementation = "sdpa"
     try:
         with torch.device("meta"):
@@ -284,16 +290,16 @@ def _load(
     return model
 
 
-def _read_weights(found: FoundModel) -> dict[str, torch.Tensor]:
-    """Return the weights by their names in the model, as they are in their files."""
+def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Return the weights by their names in the model, as they are in their files.
+
+    Raises whatever safetensors does.
+    """
     from safetensors.torch import load_file
 
     weights: dict[str, torch.Tensor] = {}
-    try:
-        for file in found.files:
-            weights |= load_file(file)
-    except Exception as error:
-        raise hub_problem("model", found.name, error) from error
+    for file in files:
+        weights |= load_file(file)
     # A GPT2Model alone, such as that of OpenAI on the hub, names what is in it without the prefix.
     return {
         name if name.startswith(("transformer.", "lm_head.", *HEADS)) else f"transformer.{name}": weight
@@ -301,7 +307,7 @@ def _read_weights(found: FoundModel) -> dict[str, torch.Tensor]:
     }
 
 
-def _model_folder(name: str) -> Path | None:
+def model_folder(name: str) -> Path | None:
     """Return the folder that `name` is, the model of a run folder that it is, or None for a hub name."""
     if not name.strip():
         raise ModelError("--model is empty; it takes a folder or a hub name such as gpt2.")

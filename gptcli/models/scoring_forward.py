@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.models.attention import later_keys
+from gptcli.models.attention_mask import later_keys
 from gptcli.models.packed_layer import LayerNorm, PackedLayer
 
 # Few enough for a core's cache, and to leave out most of the keys that come later.

@@ -14,7 +14,8 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.generation.decoder import CONTEXT, Decoder, Finished, Request, TextStream, kept_of
 from gptcli.generation.prompts import Prompt
 from gptcli.generation.sampling import Sampling
-from gptcli.models.loading import LoadedModel, load_model
+from gptcli.models.loading import LoadedModel
+from gptcli.models.plain_model import load_for_decoding
 from gptcli.training.device import choose_compute
 
 DEFAULT_NEW_TOKENS = 100
@@ -63,7 +64,7 @@ class Generator:
         """
         self.settings = settings
         self.compute = choose_compute(runtime, for_training=False)
-        self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
+        self.loaded: LoadedModel = load_for_decoding(model_name, self.compute.device, self.compute.dtype)
         self._decoder = Decoder.of(self.loaded, self.compute)
         self._sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
         self.seed_was_drawn = seed is None and not self._sampling.is_greedy

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.training.device import multiplies_int8
 from tests.commands.conftest import Result, Run, refused
-from tests.conftest import Cli
+from tests.conftest import TIMEOUT_SECONDS, Cli
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this torch has no int8 products here")
 
@@ -52,6 +54,24 @@ def test_a_prompt_is_continued_as_hugging_face_does_and_nothing_else_is_printed(
 ) -> None:
     result = generate("The cat", "--max-new-tokens", "8")
     assert result == (hugging_face_greedy(model_folder, "The cat", 8) + "\n", "", 0)
+
+
+def test_it_does_not_import_transformers_which_takes_as_long_as_all_the_rest(model_folder: Path) -> None:
+    program = (
+        "import sys; from gptcli.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "large = {'transformers', 'huggingface_hub', 'datasets', 'pyarrow'}\n"
+        "print('large:', *sorted(large & sys.modules.keys()), file=sys.stderr)"
+    )
+    arguments = ["generate", "The cat", "--model", str(model_folder), "--max-new-tokens", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=True,
+    )
+    assert done.stderr.splitlines() == ["large:"]
 
 
 def test_a_process_of_its_own_prints_the_same(

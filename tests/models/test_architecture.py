@@ -8,7 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gptcli.config.schema import ModelSettings, SizeName
-from gptcli.models.architecture import fuse_activation, model_config, new_model
+from gptcli.models.activation import fuse_activation
+from gptcli.models.architecture import model_config, new_model
 from gptcli.training.compiling import FusableGelu, compile_layers
 from gptcli.training.job import count_parameters
 
