@@ -78,10 +78,8 @@ def chat(
     settings = load_settings(config, assignments, {"generation": generation, "runtime": runtime})
 
     with console.working("Loading"):
-        from gptcli.hub import quiet_libraries
         from gptcli.pipelines.chat import Chat
 
-        quiet_libraries()
         talk = Chat(
             model,
             settings.generation,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from gptcli.data.plain_tokenizer import plain_tokenizer
+from gptcli.data.tokenizing import load_tokenizer
 from gptcli.hub import quiet_libraries
 from gptcli.models.loading import (
     ADAPTER,
@@ -72,23 +73,31 @@ class PlainConfig(BaseModel):
         return self.n_inner or 4 * self.n_embd
 
 
-def load_for_decoding(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_for_decoding(
+    name: str, device: torch.device, dtype: torch.dtype, *, is_for_chat: bool = False
+) -> LoadedModel:
     """Return the GPT-2 that `name` stands for, to be given to a Decoder. Raises as `load_model` does.
 
-    Its tokenizer may be a PlainTokenizer, its model the weights alone, named as in GPT2LMHeadModel.
+    Its model may be the weights alone, named as in GPT2LMHeadModel; its tokenizer, if not for chat, a
+    PlainTokenizer, which knows of no chat template.
     """
     folder = model_folder(name)
-    if folder is not None:
-        tokenizer = plain_tokenizer(folder)
-        model = None if tokenizer is None else plain_model(folder, device, dtype)
-        if model is not None:
-            return LoadedModel(model, tokenizer, str(folder))
-    quiet_libraries()
-    return load_model(name, device, dtype)
+    model = None if folder is None else plain_model(folder, device, dtype)
+    if folder is None or model is None:
+        quiet_libraries()
+        return load_model(name, device, dtype)
+    tokenizer = None if is_for_chat else plain_tokenizer(folder)
+    if tokenizer is None:
+        quiet_libraries()
+        tokenizer = load_tokenizer(str(folder))
+    return LoadedModel(model, tokenizer, str(folder))
 
 
 def plain_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the weights of a model folder as GPT2LMHeadModel has them; None if it is no plain GPT-2."""
+    """Return the weights of a model folder as GPT2LMHeadModel has them; None if it is no plain GPT-2.
+
+    On a CPU they stay in the file, which is mapped into memory, in its number format.
+    """
     if any((folder / file).exists() for file in (MANIFEST_FILE, ADAPTER)):
         return None
     try:
@@ -101,7 +110,8 @@ def plain_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         return None
     if not _belong_together(config, weights):
         return None
-    weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
+    if device.type != "cpu":
+        weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
     return _arranged(config, weights)
 
 

@@ -17,7 +17,8 @@ from gptcli.files import write_text, writing_to
 from gptcli.generation.conversation import ChatFormat, Conversation, ReplyStream
 from gptcli.generation.decoder import END_OF_TEXT, Decoder, Finished, Request, TextStream
 from gptcli.generation.sampling import Sampling
-from gptcli.models.loading import LoadedModel, load_model
+from gptcli.models.loading import LoadedModel
+from gptcli.models.plain_model import load_for_decoding
 from gptcli.training.device import choose_compute
 
 DEFAULT_TEMPERATURE = 0.7
@@ -62,7 +63,9 @@ class Chat:
         if system is not None:
             check_unicode(system, ConfigError, "--system")
         self.compute = choose_compute(runtime, for_training=False)
-        self.loaded: LoadedModel = load_model(model_name, self.compute.device, self.compute.dtype)
+        self.loaded: LoadedModel = load_for_decoding(
+            model_name, self.compute.device, self.compute.dtype, is_for_chat=True
+        )
         self._decoder = Decoder.of(self.loaded, self.compute)
         self._sampling = Sampling(
             settings.temperature or DEFAULT_TEMPERATURE,

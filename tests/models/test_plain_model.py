@@ -71,7 +71,7 @@ def test_it_gives_the_logits_of_transformers_model(
     loaded = load_for_decoding(str(tmp_path), CPU, dtype)
     assert isinstance(loaded.tokenizer, PlainTokenizer)
     found = logits(loaded.model, dtype)
-    assert torch.equal(found, logits(load_model(str(tmp_path), CPU, dtype).model, dtype))
+    assert torch.equal(found, logits(load_model(str(tmp_path), CPU, torch.float32).model, dtype))
     if dtype == torch.float32:
         with torch.no_grad():
             torch.testing.assert_close(found, theirs(IDS).logits[0], rtol=1e-4, atol=1e-4)
@@ -93,12 +93,19 @@ def test_a_run_folder_stands_for_its_model(folder: Path) -> None:
     assert isinstance(loaded.tokenizer, PlainTokenizer)
 
 
-def test_with_another_tokenizer_the_model_is_still_loaded(folder: Path) -> None:
+def test_an_unusual_tokenizer_is_loaded_by_transformers(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"add_prefix_space": True}))
     loaded = load_for_decoding(str(folder), CPU, torch.float32)
     assert isinstance(loaded.tokenizer, PreTrainedTokenizerFast)
-    assert isinstance(loaded.model, GPT2LMHeadModel)
+    assert loaded.tokenizer.add_prefix_space
+
+
+def test_for_chat_the_tokenizer_has_its_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    loaded = load_for_decoding(str(folder), CPU, torch.float32, is_for_chat=True)
+    messages = [{"role": "user", "content": "Hi"}]
+    assert loaded.tokenizer.apply_chat_template(messages, tokenize=False) == "Hi!"
 
 
 @pytest.mark.parametrize("values", [{"activation_function": "relu"}, {"num_hidden_layers": 2}])
