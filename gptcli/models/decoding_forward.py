@@ -17,6 +17,9 @@ from gptcli.models.native_forward import NativeForward
 from gptcli.models.native_kernel import load_kernel
 from gptcli.models.operator_forward import OperatorForward
 
+# Of the head, whose rows are few numbers each: what lies in a core's cache.
+_ROWS_AT_ONCE = 512
+
 
 class KeysAndValues:
     """What the tokens of some rows have left for the attention of later ones."""
@@ -112,5 +115,10 @@ def head_weight(model: Any, dtype: torch.dtype, *, is_int8: bool = False) -> Ten
     weight: Tensor = model.lm_head.weight.detach()
     if dtype == torch.float32 and not is_int8:
         return weight.to(dtype)
-    weight = weight.float()
-    return (weight - weight.mean(0)).to(dtype)
+    mean = weight.mean(0, dtype=torch.float32)
+    centred = torch.empty_like(weight, dtype=dtype)
+    # Some rows at a time: all of them in float32 would take time and memory.
+    parts = (torch.split(matrix, _ROWS_AT_ONCE) for matrix in (weight, centred))
+    for rows, of_rows in zip(*parts, strict=True):
+        of_rows.copy_(rows.float() - mean)
+    return centred
