@@ -31,7 +31,7 @@ from gptcli.training.checkpoint import MANIFEST_FILE
 if TYPE_CHECKING:
     import torch
 
-Weights = dict[str, "torch.Tensor"]
+_Weights = dict[str, "torch.Tensor"]
 
 # Of config.json: other names for the same numbers, and what leads to other files.
 _UNUSUAL_KEYS = {"auto_map", "configuration_files", "transformers_weights"} | {
@@ -52,7 +52,7 @@ class PlainConfig(BaseModel):
     n_head: PositiveInt
     n_inner: PositiveInt | None = None
     activation_function: Literal["gelu", "gelu_new", "gelu_pytorch_tanh"] = "gelu_new"
-    # An integer between these there is not, which transformers refuses.
+    # transformers refuses integers here: there is none between these bounds.
     layer_norm_epsilon: float = Field(1e-5, gt=0, lt=1)
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
@@ -115,7 +115,7 @@ def plain_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return _arranged(config, weights)
 
 
-def _belong_together(config: PlainConfig, weights: Weights) -> bool:
+def _belong_together(config: PlainConfig, weights: _Weights) -> bool:
     layers = {name.split(".")[2] for name in weights if name.startswith("transformer.h.")}
     if layers != {str(number) for number in range(min(config.n_layer, len(weights)))}:
         return False
@@ -141,7 +141,7 @@ def _belong_together(config: PlainConfig, weights: Weights) -> bool:
     return all(found.get(name) == shape for name, shape in shapes.items())
 
 
-def _arranged(config: PlainConfig, weights: Weights) -> Any:
+def _arranged(config: PlainConfig, weights: _Weights) -> Any:
     from gptcli.models.activation import fused_activation
 
     def part(name: str) -> SimpleNamespace:
