@@ -1,7 +1,6 @@
 """Decoding: prompts of any length become text together, token by token.
 
-1. Prompts are read in groups of about the same length, each a row padded on the right, where causal
-   attention never looks. Sequences of one prompt share that reading.
+1. Prompts are read in groups of about the same length. Sequences of one prompt share that reading.
 2. A step makes one token for each of the rows that are under way. A row that ends makes room for the
    next sequence at once (continuous batching), so that no row waits for a longer one.
 3. What is chosen depends on the row's own text, seed, and number of the token alone: not on the rows
@@ -158,7 +157,9 @@ class _Decoding:
                 waiting = next(prompts, None)
             if admitted:
                 first = len(self._rows) - len(admitted)
-                yield from self._take(first, [[token] for token in self._choose(first, admitted)])
+                yield from self._take(
+                    first, [[token] for token in self._choose(first, torch.stack(admitted))]
+                )
             elif self._rows:
                 yield from self._step()
             else:
@@ -203,15 +204,10 @@ class _Decoding:
     def _read(self, prompts: list[list[int]]) -> tuple[Tensor, KeysAndValues]:
         """Return (prompts, vocabulary) logits of the tokens behind, and what the prompts leave."""
         lengths = [len(ids) for ids in prompts]
-        width = max(lengths)
-        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in prompts])
-        earlier = self._forward.new_keys_and_values(len(prompts), width)
-        inputs = padded.to(self._forward.device)
-        hidden = self._forward.hidden_states(inputs, [0] * len(prompts), earlier)
-        last = torch.tensor(lengths, device=hidden.device) - 1
-        return self._forward.logits(
-            hidden[torch.arange(len(prompts), device=hidden.device), last]
-        ), earlier
+        earlier = self._forward.new_keys_and_values(len(prompts), max(lengths))
+        hidden = self._forward.hidden_states(prompts, [0] * len(prompts), earlier)
+        last = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
+        return self._forward.logits(hidden[last]), earlier
 
     # Rows.
 
@@ -240,14 +236,10 @@ class _Decoding:
             # The model adds a token of its own: all have to be wanted, and to find room.
             room = min(row.most_tokens, self._earlier.capacity) - len(row.ids) - 1
             draft = lookup.draft(room)
-        inputs = [[row.ids[-1], *draft] for row in self._rows]
-        hidden = self._forward.hidden_states(
-            torch.tensor(inputs, device=self._forward.device),
-            [row.seen for row in self._rows],
-            self._earlier,
-        )
+        new_ids = [[row.ids[-1], *draft] for row in self._rows]
+        starts = [row.seen for row in self._rows]
+        logits = self._forward.logits(self._forward.hidden_states(new_ids, starts, self._earlier))
         if lookup is not None and draft:
-            logits = self._forward.logits(hidden[0])
             self._check_finite(logits)
             chosen = self._sampling.choose(logits, [])
             # Each is right as long as those before it, which it was made behind, are what was drafted.
@@ -257,18 +249,16 @@ class _Decoding:
             lookup.note(len(draft), right)
             yield from self._take(0, [chosen[: right + 1]])
         else:
-            logits = self._forward.logits(hidden[:, 0])
-            yield from self._take(0, [[token] for token in self._choose(0, [*logits])])
+            yield from self._take(0, [[token] for token in self._choose(0, logits)])
 
-    def _choose(self, first: int, logits: list[Tensor]) -> list[int]:
-        """Return the next token of the rows from `first` on; logits: (vocabulary,) of each."""
-        stacked = torch.stack(logits)
-        self._check_finite(stacked)
+    def _choose(self, first: int, logits: Tensor) -> list[int]:
+        """Return the next token of the rows from `first` on; logits: (rows, vocabulary)."""
+        self._check_finite(logits)
         draws = [
             0.0 if self._sampling.is_greedy else uniform(row.request.seed, row.sequence, row.made)
             for row in self._rows[first:]
         ]
-        return self._sampling.choose(stacked, draws)
+        return self._sampling.choose(logits, draws)
 
     def _check_finite(self, logits: Tensor) -> None:
         if not logits.amax().isfinite():

@@ -83,22 +83,26 @@ class DecodingForward:
         return numbers * self._forward.kept_dtype.itemsize
 
     @torch.inference_mode()
-    def hidden_states(self, input_ids: Tensor, starts: Sequence[int], earlier: KeysAndValues) -> Tensor:
-        """Return (rows, tokens, width), behind the last layer norm, of new tokens of the first rows.
+    def hidden_states(
+        self, new_ids: Sequence[Sequence[int]], starts: Sequence[int], earlier: KeysAndValues
+    ) -> Tensor:
+        """Return (n, width), behind the last layer norm, of the new tokens of the first rows.
 
-        input_ids: (rows, tokens). starts: how many tokens of each row are in `earlier`, to which the new
-        ones are added; several new tokens begin at the same place in all rows.
+        new_ids: of each row, at least one; n in all, row after row. starts: how many tokens of each row
+        are in `earlier`, to which the new ones are added. Several new tokens of a row begin at the same
+        place in all rows.
         """
-        rows, tokens = input_ids.shape
-        is_even = min(starts) == max(starts)
-        assert max(starts) + tokens <= earlier.capacity and rows <= earlier.rows
-        assert is_even or tokens == 1
-        if is_even:
-            positions = self._position_embedding[starts[0] : starts[0] + tokens]
-        else:
-            positions = self._position_embedding[torch.tensor(starts, device=self.device)[:, None]]
-        hidden = F.embedding(input_ids, self._token_embedding).to(positions.dtype) + positions
-        return self._forward.hidden_states(hidden, starts, earlier.parts)
+        lengths = [len(ids) for ids in new_ids]
+        assert max(map(sum, zip(starts, lengths, strict=True))) <= earlier.capacity
+        assert len(lengths) <= earlier.rows and (max(lengths) == 1 or min(starts) == max(starts))
+        ids = [token_id for ids in new_ids for token_id in ids]
+        positions = [
+            start + n for start, length in zip(starts, lengths, strict=True) for n in range(length)
+        ]
+        where = torch.tensor([ids, positions], device=self.device)
+        embedded = F.embedding(where[0], self._token_embedding).to(self._forward.dtype)
+        embedded = embedded + F.embedding(where[1], self._position_embedding)
+        return self._forward.hidden_states(embedded, lengths, starts, earlier.parts)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

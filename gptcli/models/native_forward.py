@@ -85,6 +85,8 @@ class NativeForward:
         self._kernel, self._is_int8 = kernel, is_int8
         # What addresses point to, which nothing else keeps.
         self._kept: list[Any] = []
+        # First: what is freed after it, the largest matrix by far, is enough to make the others in.
+        self._head = self._matrix(head, None)
         transformer = model.transformer
         blocks = transformer.h
         layers = (_Layer * len(blocks))(*map(self._layer, blocks))
@@ -99,7 +101,6 @@ class NativeForward:
             has_tanh=blocks[0].mlp.act.approximate == "tanh",
             epsilon=transformer.ln_f.eps,
         )
-        self._head = self._matrix(head, None)
 
     @staticmethod
     def suits(model: Any) -> bool:
@@ -109,23 +110,27 @@ class NativeForward:
         is_whole = width % _TILE == inner % _TILE == 0 == width // model.config.n_head % (_TILE // 2)
         return is_whole and isinstance(mlp.act, nn.GELU)
 
-    def hidden_states(self, embedded: Tensor, starts: Sequence[int], parts: Tensor) -> Tensor:
-        """Return (rows, tokens, width), behind the last layer norm, of new tokens of the first rows.
+    def hidden_states(
+        self, embedded: Tensor, lengths: Sequence[int], starts: Sequence[int], parts: Tensor
+    ) -> Tensor:
+        """Return (n, width), behind the last layer norm, of the new tokens of the first rows.
 
-        embedded: the same, of type `dtype`. starts: the place of each row's first new token. parts: keys
-        and values (layers, 2, rows, heads, capacity, size), of type `kept_dtype`, to which those of the
-        new tokens are added.
+        embedded: the same, of type `dtype`. lengths: how many tokens each row has. starts: the place of
+        each row's first one. parts: keys and values (layers, 2, rows, heads, capacity, size), of type
+        `kept_dtype`, to which those of the new tokens are added.
         """
-        rows, tokens, _ = embedded.shape
         assert (embedded.dtype, parts.dtype) == (self.dtype, self.kept_dtype) and parts.is_contiguous()
-        assert rows <= parts.shape[2] and max(starts) + tokens <= parts.shape[4]
+        rows: list[int] = []
+        positions: list[int] = []
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            assert row < parts.shape[2] and start + length <= parts.shape[4]
+            rows += [row] * length
+            positions += range(start, start + length)
         hidden = embedded.contiguous()
-        row_numbers = [row for row in range(rows) for _ in range(tokens)]
-        positions = [position for start in starts for position in range(start, start + tokens)]
-        numbers = (c_int64 * (2 * rows * tokens))(*row_numbers, *positions)
+        numbers = (c_int64 * (2 * len(rows)))(*rows, *positions)
         of_rows = ctypes.addressof(numbers)
         of_tokens = _Tokens(
-            rows * tokens,
+            len(rows),
             of_rows,
             of_rows + ctypes.sizeof(numbers) // 2,
             parts.data_ptr(),

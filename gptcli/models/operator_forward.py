@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gptcli.models.packed_layer import LayerNorm, PackedLayer
 from gptcli.models.packed_linear import PackedLinear
@@ -24,17 +25,30 @@ class OperatorForward:
         """head: (vocabulary, width). dtype, is_int8: as for DecodingForward."""
         transformer = model.transformer
         self.dtype = self.kept_dtype = dtype
+        # First: what is freed after it, the largest matrix by far, is enough to make the others in.
+        self._head = PackedLinear(head, is_int8=is_int8)
         self._layers = [PackedLayer(block, dtype, is_int8=is_int8) for block in transformer.h]
         self._ln_f = LayerNorm(transformer.ln_f, dtype)
-        self._head = PackedLinear(head, is_int8=is_int8)
 
-    def hidden_states(self, embedded: Tensor, starts: Sequence[int], parts: Tensor) -> Tensor:
-        """Return (rows, tokens, width), behind the last layer norm, of new tokens of the first rows.
+    def hidden_states(
+        self, embedded: Tensor, lengths: Sequence[int], starts: Sequence[int], parts: Tensor
+    ) -> Tensor:
+        """Return (n, width), behind the last layer norm, of the new tokens of the first rows.
 
-        embedded: the same, of type `dtype`. starts: the place of each row's first new token; the same,
-        if there are several. parts: keys and values (layers, 2, rows, heads, capacity, size), of type
-        `kept_dtype`, to which those of the new tokens are added.
+        embedded: the same, of type `dtype`. lengths: how many tokens each row has. starts: the place of
+        each row's first one; the same, if a row has several. parts: keys and values (layers, 2, rows,
+        heads, capacity, size), of type `kept_dtype`, to which those of the new tokens are added.
         """
+        if min(lengths) == max(lengths):
+            of_rows = embedded.view(len(lengths), lengths[0], -1)
+            return self._of_rows(of_rows, starts, parts).flatten(0, 1)
+        # Padded on the right, where causal attention never looks.
+        padded = pad_sequence([*torch.split(embedded, [*lengths])], batch_first=True)
+        hidden = self._of_rows(padded, starts, parts)
+        return torch.cat([row[:length] for row, length in zip(hidden, lengths, strict=True)])
+
+    def _of_rows(self, embedded: Tensor, starts: Sequence[int], parts: Tensor) -> Tensor:
+        """Return (rows, tokens, width) of the same."""
         rows, tokens, _ = embedded.shape
         device, begin, end = embedded.device, starts[0], max(starts) + tokens
         is_even = min(starts) + tokens == end

@@ -43,8 +43,8 @@ def change_weights(
 
 def logits(model: Any, dtype: torch.dtype) -> torch.Tensor:
     forward = DecodingForward(model, dtype)
-    hidden = forward.hidden_states(IDS, [0], forward.new_keys_and_values(1, IDS.shape[1]))
-    return forward.logits(hidden[0])
+    earlier = forward.new_keys_and_values(1, IDS.shape[1])
+    return forward.logits(forward.hidden_states(IDS.tolist(), [0], earlier))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
