@@ -124,7 +124,7 @@ class Gptcli:
         tokenizer = self._generator.loaded.tokenizer
         planned = []
         for ids, count in zip(request.prompts, request.new_tokens, strict=True):
-            prompt = self._generator.plan(Prompt(tokenizer.decode(ids)))
+            prompt = self._generator.plan(Prompt(tokenizer.decode(ids, skip_special_tokens=False)))
             assert prompt.prompt_ids == ids
             planned.append(replace(prompt, max_new_tokens=count))
         return [made for of_prompt in self._generator.run(planned) for made in of_prompt]
