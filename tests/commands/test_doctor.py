@@ -21,6 +21,7 @@ def test_the_doctor_finds_what_is_broken_and_that_all_else_works(gptcli: Cli, tm
         "versions",
         "devices",
         "precision",
+        "compiled code",
         "token cache",
         "this folder",
         "tokenizer",
@@ -29,4 +30,4 @@ def test_the_doctor_finds_what_is_broken_and_that_all_else_works(gptcli: Cli, tm
         "generation",
     ]
     assert done.returncode == 5
-    assert done.stderr.splitlines()[-1] == "Error: 1 of 9 checks failed: token cache."
+    assert done.stderr.splitlines()[-1] == "Error: 1 of 10 checks failed: token cache."
