@@ -33,7 +33,7 @@ constexpr int PREFETCHED = 32;  // Vectors or tokens ahead. What the processor f
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));  // Wherever an array of words begins.
 
 // The upper half of a float.
 struct Bfloat16 {
