@@ -6,6 +6,7 @@ ends where cutting cannot change how GPT-2 tokenizes it; the last piece of a doc
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -72,6 +73,18 @@ def read_documents(sources: Iterable[Source], data: DataSettings, reading: Readi
     """
     for text, ends_document, _ in read_placed(sources, data, reading):
         yield Piece(text, ends_document)
+
+
+def text_bytes(sources: Iterable[Source], data: DataSettings) -> int | None:
+    """Return about how many bytes of text the documents have; None if only reading them tells."""
+    if codecs.lookup(data.encoding).name != "utf-8":
+        return None
+    total = 0
+    for source in sources:
+        if not isinstance(source, FileSource) or source.path.suffix.lower() not in TEXT_SUFFIXES:
+            return None
+        total += source.hashed_bytes
+    return total
 
 
 def read_placed(

@@ -28,10 +28,10 @@ import numpy as np
 
 from gptcli.config.schema import Settings
 from gptcli.data.batches import permuted
-from gptcli.data.documents import PlacedPiece, read_placed
+from gptcli.data.documents import PlacedPiece, read_placed, text_bytes
 from gptcli.data.ledger import Ledger, Reading, SplitCount
 from gptcli.data.progress import Notify, PreparationProgress
-from gptcli.data.sources import TEXT_SUFFIXES, FileSource, Source, find_sources
+from gptcli.data.sources import Source, find_sources
 from gptcli.data.token_store import SplitWriter, TokenStore, token_dtype
 from gptcli.data.tokenizing import (
     TextEncoder,
@@ -290,12 +290,12 @@ def _build(
     notify: Notify,
 ) -> None:
     data = settings.data
-    text_bytes = _text_bytes((*sources, *validation_sources))
+    all_bytes = text_bytes((*sources, *validation_sources), data)
     for some_sources in filter(None, (sources, validation_sources)):
         documents_before = reading.documents
         for piece in read_placed(some_sources, data, reading):
             del piece
-            notify(PreparationProgress("reading", reading.bytes, text_bytes))
+            notify(PreparationProgress("reading", reading.bytes, all_bytes))
         if reading.documents == documents_before:
             raise DataError(f"{_listed(some_sources)}: there is no text, only white space.")
     split = _decide_split(settings, reading, has_own_validation=bool(validation_sources))
@@ -326,9 +326,9 @@ def _build(
             for batch in _batches_of_pieces(stream):
                 all_ids = encoder.encode_batch([piece.text for _, piece in batch])
                 for (name, piece), token_ids in zip(batch, all_ids, strict=True):
-                    text_bytes = len(piece.text.encode())
-                    writers[name].write(token_ids, text_bytes, piece.ends_document)
-                    done += text_bytes
+                    piece_bytes = len(piece.text.encode())
+                    writers[name].write(token_ids, piece_bytes, piece.ends_document)
+                    done += piece_bytes
                 notify(PreparationProgress("tokenizing", done, reading.bytes))
     assert train.count.bytes + validation.count.bytes == reading.bytes, "text was lost"
     if train.count.tokens == 0:
@@ -344,16 +344,6 @@ def _build(
     tokenizer.save_pretrained(folder / "tokenizer")
     facts = {"dtype": dtype.str, "ledger": ledger.as_dict(), "file_sizes": _file_sizes(folder)}
     (folder / "store.json").write_text(json.dumps(facts, indent=2))
-
-
-def _text_bytes(sources: Iterable[Source]) -> int | None:
-    """Return about how much text there is to read; None if only reading it tells."""
-    total = 0
-    for source in sources:
-        if not isinstance(source, FileSource) or source.path.suffix.lower() not in TEXT_SUFFIXES:
-            return None
-        total += source.hashed_bytes
-    return total
 
 
 def _listed(sources: Iterable[Source]) -> str:

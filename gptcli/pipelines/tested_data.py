@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from gptcli.config.schema import Settings
 from gptcli.data.conversations import ConversationItem, parse_conversations
-from gptcli.data.documents import Piece, read_documents
+from gptcli.data.documents import Piece, read_documents, text_bytes
 from gptcli.data.items import Item, Items, Parse, read_items
 from gptcli.data.labelled_texts import LabelledText, LabelledTexts, Objective
 from gptcli.data.ledger import Reading
@@ -67,27 +68,34 @@ class TestedData:
             sources = find_sources(self.source, self.settings.data, self.reading, name="--data")
             yield from read_documents(sources, self.settings.data, self.reading)
             return
-        prepared = self._prepared()
+        prepared = self._prepared
         if prepared.validation is None:
             raise self._nothing_held_out()
         yield from decoded(prepared, prepared.validation)
 
+    def text_bytes(self) -> int | None:
+        """Return about how many bytes `documents` has; None if only reading it tells."""
+        if self.source is not None:
+            return self._bytes_of(self.source, "--data")
+        held_out = self._prepared.validation
+        return None if held_out is None else held_out.count.bytes
+
     def labelled(self, objective: Objective) -> Iterator[LabelledText]:
         """Yield the texts with their labels. Raises as `documents` does."""
         if self.source is None:
-            return iter(self._held_out(read_labelled(self.settings, self.notify)[0]))
+            return self._held_out(self._labelled_of_run)
         return self._parsed(LabelledTexts(objective).parse)
 
     def questions(self) -> Iterator[Question]:
         """Yield the questions with their answers. Raises as `documents` does."""
         if self.source is None:
-            return iter(self._held_out(read_questions(self.settings, self.notify)[0]))
+            return self._held_out(self._questions_of_run)
         return self._parsed(Questions().parse)
 
     def conversations(self) -> Iterator[ConversationItem]:
         """Yield the conversations. Raises as `documents` does."""
         if self.source is None:
-            return iter(self._held_out(read_items(self.settings, parse_conversations, self.notify)))
+            return self._held_out(self._conversations_of_run)
         return self._parsed(parse_conversations)
 
     def trained_on(self, source: str | None) -> Iterator[Piece]:
@@ -104,24 +112,31 @@ class TestedData:
             return
         match self.settings.task:
             case "language-modelling":
-                prepared = self._prepared()
-                yield from decoded(prepared, prepared.train)
+                yield from decoded(self._prepared, self._prepared.train)
             case "classification":
-                for item in read_labelled(self.settings, self.notify)[0].train:
+                for item in self._labelled_of_run.train:
                     yield Piece(f"{item.text}\n{item.text_pair or ''}", True)
             case "question-answering":
-                for question in read_questions(self.settings, self.notify)[0].train:
+                for question in self._questions_of_run.train:
                     yield Piece(f"{question.question}\n{question.context}", True)
             case "instruction":
-                for talk in read_items(self.settings, parse_conversations, self.notify).train:
+                for talk in self._conversations_of_run.train:
                     yield Piece("\n".join(content for _, content in talk.messages), True)
 
-    def training_bytes(self, source: str | None) -> int:
-        """Return how much text `trained_on` yields."""
-        if source is None and self.settings.task == "language-modelling":
-            return self._prepared().train.count.bytes
+    def training_bytes(self, source: str | None) -> int | None:
+        """Return about how many bytes `trained_on` has; None if only reading it tells."""
+        if source is not None:
+            return self._bytes_of(source, "--train-data")
+        if self.settings.task == "language-modelling":
+            return self._prepared.train.count.bytes
         return sum(len(piece.text.encode()) for piece in self.trained_on(source))
 
+    def _bytes_of(self, source: str, name: str) -> int | None:
+        return text_bytes(
+            find_sources(source, self.settings.data, Reading(), name=name), self.settings.data
+        )
+
+    @cached_property
     def _prepared(self) -> PreparedText:
         # A model that was not new has kept its tokenizer.
         has_start = self.settings.model.name is not None
@@ -133,10 +148,22 @@ class TestedData:
         for source in find_sources(self.source, self.settings.data, self.reading, name="--data"):
             yield from parse(source, self.settings.data, self.reading)
 
-    def _held_out(self, items: Items[I]) -> list[I]:
+    @cached_property
+    def _labelled_of_run(self) -> Items[LabelledText]:
+        return read_labelled(self.settings, self.notify)[0]
+
+    @cached_property
+    def _questions_of_run(self) -> Items[Question]:
+        return read_questions(self.settings, self.notify)[0]
+
+    @cached_property
+    def _conversations_of_run(self) -> Items[ConversationItem]:
+        return read_items(self.settings, parse_conversations, self.notify)
+
+    def _held_out(self, items: Items[I]) -> Iterator[I]:
         if not items.validation:
             raise self._nothing_held_out()
-        return items.validation
+        return iter(items.validation)
 
     def _nothing_held_out(self) -> DataError:
         return DataError(f"{self.model} held nothing out (data.validation_fraction 0). Give --data.")
