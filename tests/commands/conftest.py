@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gptcli.config.loading import load_settings
+from gptcli.pipelines.train import run_training
 from tests.test_cli import run_main
 
 
@@ -53,3 +55,14 @@ def refused(result: Result, code: int) -> str:
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     return result.stderr.removeprefix("Error: ").rstrip("\n")
+
+
+@pytest.fixture
+def adapted_run(config_file: Path, model_folder: Path, tmp_path: Path) -> Path:
+    """Fine-tune a model with adapters, in the folder `run`."""
+    pytest.importorskip("peft")
+    changes = ["task=language-modelling", f"model.name={model_folder}", "training.lora.rank=2"]
+    text = config_file.read_text().replace("tokenizer:\n  train: {vocab_size: 300}\n", "")
+    config_file.write_text("\n".join(text.splitlines()[1:]))
+    run_training(load_settings(config_file, changes), tmp_path / "run")
+    return tmp_path / "run"

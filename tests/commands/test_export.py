@@ -11,8 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gptcli.config.loading import load_settings
-from gptcli.pipelines.train import run_training
 from tests.commands.conftest import Run, refused
 from tests.nanogpt_checkpoints import nanogpt_logits, nanogpt_weights, write_checkpoint
 
@@ -58,16 +56,11 @@ def test_half_precision_rounds_each_weight_once(
 
 
 def test_adapters_of_a_run_are_merged_and_its_card_has_its_facts(
-    run: Run, config_file: Path, model_folder: Path, tmp_path: Path
+    run: Run, adapted_run: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("peft")
-    changes = ["task=language-modelling", f"model.name={model_folder}", "training.lora.rank=2"]
-    text = config_file.read_text().replace("tokenizer:\n  train: {vocab_size: 300}\n", "")
-    config_file.write_text("\n".join(text.splitlines()[1:]))
-    run_training(load_settings(config_file, changes), tmp_path / "run")
     assert run("export", "--model", "run", "--output", "out").code == 0
     out = tmp_path / "out"
-    assert torch.equal(logits(out), logits(tmp_path / "run" / "model"))
+    assert torch.equal(logits(out), logits(adapted_run / "model"))
     assert not torch.equal(logits(out), logits(model_folder))
     assert not any("lora" in name for name in load_file(out / "model.safetensors"))
     card = (out / "README.md").read_text()

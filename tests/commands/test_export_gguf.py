@@ -197,6 +197,23 @@ def test_a_head_of_its_own_and_a_width_inside_are_kept(
     assert contents(reader, "gpt2.feed_forward_length") == 96
 
 
+def test_adapters_of_a_run_are_merged(
+    run: Run, adapted_run: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    options = ("--output", "out", "--format", "gguf", "--precision", "fp32")
+    assert run("export", "--model", "run", *options).code == 0
+    tensors = {tensor.name: tensor.data for tensor in read(tmp_path / "out").tensors}
+    assert len(tensors) == 4 + 12 * 2
+    before, merged = (
+        load_file(of / "model.safetensors") for of in (model_folder, adapted_run / "model")
+    )
+    for name, (ours, is_transposed) in NAMES.items():
+        weight = merged[f"transformer.{ours}"]
+        assert np.array_equal(tensors[name], (weight.T if is_transposed else weight).numpy()), name
+    adapted = "transformer.h.1.attn.c_attn.weight"
+    assert not torch.equal(merged[adapted], before[adapted])
+
+
 def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
     run: Run, model_folder: Path, tmp_path: Path
 ) -> None:
