@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gptcli.models.loading import LoadedModel
     from gptcli.training.device import Compute
 
-END_OF_TEXT, LENGTH, CONTEXT = "end_of_text", "length", "context"
+END_OF_TEXT, LENGTH, CONTEXT, STOPPED = "end_of_text", "length", "context", "stopped"
 
 # Prompts that are looked at together, so that those of about the same length are read together. The
 # first of a file may be the last of them: until then no text is whole, in the order of the file.
@@ -64,7 +64,8 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Finished:
-    """A continuation has ended: "end_of_text", "length" (as many as asked for) or "context" (full)."""
+    """A continuation has ended: "end_of_text", "length" (as many as asked for), "context" (full) or
+    "stopped" (by who takes the tokens)."""
 
     request: int
     sequence: int
@@ -124,25 +125,37 @@ class Decoder:
         return cls(loaded.model, end_of_text_id, compute.dtype, is_int8=compute.is_int8)
 
     def decode(
-        self, requests: Iterable[Request], sampling: Sampling, *, slides: bool = False
+        self,
+        requests: Iterable[Request],
+        sampling: Sampling,
+        *,
+        slides: bool = False,
+        stopped: Container[tuple[int, int]] = (),
     ) -> Iterator[NewToken | Finished]:
         """Yield the tokens of all continuations as they are made.
 
         A single greedy continuation that repeats what stands before takes fewer steps (`prompt_lookup`).
         slides: whether a text that fills the context goes on behind its last half, which is read again
-        from the first position on; else it ends there. Raises ModelError if scores are not finite.
+        from the first position on; else it ends there. stopped: (request, sequence) of continuations
+        that are wanted no longer; who takes the tokens may add to it meanwhile. Raises ModelError if
+        scores are not finite.
         """
-        return _Decoding(self._forward, self._end_of_text_id, sampling, slides).run(requests)
+        return _Decoding(self._forward, self._end_of_text_id, sampling, slides, stopped).run(requests)
 
 
 class _Decoding:
     """One run of a decoder, and what is under way in it."""
 
     def __init__(
-        self, forward: DecodingForward, end_of_text_id: int, sampling: Sampling, slides: bool
+        self,
+        forward: DecodingForward,
+        end_of_text_id: int,
+        sampling: Sampling,
+        slides: bool,
+        stopped: Container[tuple[int, int]],
     ) -> None:
         self._forward, self._end_of_text_id = forward, end_of_text_id
-        self._sampling, self._slides = sampling, slides
+        self._sampling, self._slides, self._stopped = sampling, slides, stopped
         self._rows: list[_Row] = []
         self._earlier = forward.new_keys_and_values(0, 0)
 
@@ -279,7 +292,9 @@ class _Decoding:
                     row.ids.append(token_id)
                     row.made += 1
                     yield NewToken(row.number, row.sequence, token_id)
-                    if row.made == row.request.max_new_tokens:
+                    if (row.number, row.sequence) in self._stopped:
+                        reason = STOPPED
+                    elif row.made == row.request.max_new_tokens:
                         reason = LENGTH
                     elif len(row.ids) == self._forward.context_length and not self._slides:
                         reason = CONTEXT

@@ -6,8 +6,13 @@ asks of a model is answered here: log-likelihoods of continuations and of whole 
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import ConfigError, DataError, EnvironmentProblem
@@ -21,6 +26,7 @@ from gptcli.training.device import Compute, choose_compute
 from gptcli.training.run import library_versions
 
 DEFAULT_NEW_TOKENS = 256  # As the harness has it for tasks that do not say.
+HARNESS_SEED = 1234  # Its default, of NumPy and of which examples stand before a question.
 REQUESTS_AT_ONCE = 1024
 """Scored together: the more, the more of their beginnings are shared."""
 
@@ -54,15 +60,22 @@ def run_harness_tasks(
     compute = choose_compute(runtime, for_training=False)
     loaded = load_model(model, compute.device, compute.dtype)
     try:
-        found = lm_eval.simple_evaluate(
-            model=_harness_model(loaded, compute, progress),
-            tasks=tasks,
-            task_manager=manager,
-            limit=limit,
-            random_seed=runtime.seed,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
+        # As its simple_evaluate does, which also asks git and pip, with their messages, for versions.
+        of_names = manager.load(tasks)
+        for task in of_names["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=HARNESS_SEED)
+        random.seed(runtime.seed)
+        np.random.seed(HARNESS_SEED)
+        with _without_bars():
+            found = lm_eval.evaluate(
+                lm=_harness_model(loaded, compute, progress),
+                task_dict=of_names,
+                limit=limit,
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
     except Exception as error:  # The harness and `datasets` raise whatever they meet.
         if is_network_failure(error):
             raise EnvironmentProblem(
@@ -80,9 +93,27 @@ def run_harness_tasks(
     }
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the harness's own bars off stderr: `progress` is told how far it is."""
+    from tqdm import tqdm
+
+    usual = tqdm.__init__
+
+    def hidden(bar: Any, *given: Any, **options: Any) -> None:
+        usual(bar, *given, **{**options, "disable": True})
+
+    tqdm.__init__ = hidden  # There is no option for all of them.
+    try:
+        yield
+    finally:
+        tqdm.__init__ = usual
+
+
 def _harness_model(loaded: LoadedModel, compute: Compute, progress: OnProgress) -> Any:
     """Return the model as the harness wants one."""
     from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     scorer = ContinuationScorer(loaded, compute)
@@ -121,32 +152,51 @@ def _harness_model(loaded: LoadedModel, compute: Compute, progress: OnProgress) 
             return totals
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            texts = []
-            for number, request in enumerate(requests):
-                progress("generating", number, len(requests), "texts")
-                texts.append(self._generated(*request.args))
-            return texts
+            asked = [
+                (prompt, normalize_gen_kwargs(options, DEFAULT_NEW_TOKENS))
+                for prompt, options in (request.args for request in requests)
+            ]
+            numbers: dict[Sampling, list[int]] = {}
+            for number, (_, options) in enumerate(asked):
+                numbers.setdefault(_sampling(options), []).append(number)
+            texts: dict[int, str] = {}
+            for sampling, some in numbers.items():
+                for place, text in self._continuations([asked[number] for number in some], sampling):
+                    texts[some[place]] = text
+                    progress("generating", len(texts), len(asked), "texts")
+            return [texts[number] for number in range(len(asked))]
 
-        def _generated(self, prompt: str, options: dict[str, Any]) -> str:
-            stops = options.get("until") or []
-            stops = [stops] if isinstance(stops, str) else list(stops)
-            count = int(options.get("max_gen_toks") or DEFAULT_NEW_TOKENS)
-            room = max(1, scorer.context_length - count)
-            ids = self.tok_encode(prompt)[-room:] or [self.eot_token_id]
-            sampling = Sampling(None, None, None)
-            if options.get("do_sample"):
-                sampling = Sampling(
-                    options.get("temperature"), options.get("top_k"), options.get("top_p")
-                )
-            stream = TextStream(loaded.tokenizer, ids)
-            for event in decoder.decode([Request(ids, count)], sampling):
+        def _continuations(
+            self, asked: list[tuple[str, dict[str, Any]]], sampling: Sampling
+        ) -> Iterator[tuple[int, str]]:
+            """Yield (number of the prompt, text up to the first stop), each when it is whole."""
+            streams: dict[int, TextStream] = {}
+            stopped: set[tuple[int, int]] = set()
+
+            def prompts() -> Iterator[Request]:
+                for number, (prompt, options) in enumerate(asked):
+                    room = max(1, scorer.context_length - options["max_gen_toks"])
+                    ids = self.tok_encode(prompt)[-room:] or [self.eot_token_id]
+                    streams[number] = TextStream(loaded.tokenizer, ids)
+                    # A prompt that is asked for again, to be sampled, gets another text.
+                    yield Request(ids, options["max_gen_toks"], seed=number)
+
+            for event in decoder.decode(prompts(), sampling, stopped=stopped):
+                stream, stops = streams[event.request], asked[event.request][1]["until"]
                 if isinstance(event, Finished):
                     stream.finish()
+                    yield event.request, postprocess_generated_text(stream.text, stops, None)
+                    del streams[event.request]
                 else:
                     stream.add(event.token_id)
-                if any(stop in stream.text for stop in stops):
-                    break
-            ends = [stream.text.find(stop) for stop in stops if stop in stream.text]
-            return stream.text[: min(ends)] if ends else stream.text
+                    if any(stop and stop in stream.text for stop in stops):
+                        stopped.add((event.request, event.sequence))
 
     return HarnessModel()
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    """Return what the options of a task, which are named as Hugging Face's, ask for."""
+    if not options["do_sample"]:
+        return Sampling()
+    return Sampling(options.get("temperature"), options.get("top_k"), options.get("top_p"))

@@ -180,6 +180,28 @@ def test_a_sequence_that_ends_does_not_disturb_the_others(varied_model: GPT2LMHe
             assert token_id in logits[position].topk(4).indices.tolist()
 
 
+def test_a_sequence_that_is_stopped_ends_there_and_others_go_on(varied_model: GPT2LMHeadModel) -> None:
+    requests = [Request(prompt, 9, sequences=2) for prompt in PROMPTS[:3]]
+    whole = make_all(varied_model, requests, sampling=Sampling(temperature=3.0))
+    decoder = Decoder(varied_model.eval(), NOT_A_TOKEN, torch.float32)
+    stopped: set[tuple[int, int]] = set()
+    made: dict[tuple[int, int], list[int]] = {}
+    reasons: dict[tuple[int, int], str] = {}
+    for event in decoder.decode(requests, Sampling(temperature=3.0), stopped=stopped):
+        which = (event.request, event.sequence)
+        if isinstance(event, Finished):
+            reasons[which] = event.reason
+            continue
+        made.setdefault(which, []).append(event.token_id)
+        if which == (1, 1) and len(made[which]) == 4:
+            stopped.add(which)
+    for (number, sequence), tokens in made.items():
+        is_stopped = (number, sequence) == (1, 1)
+        assert tokens == whole[number].tokens[sequence][: 4 if is_stopped else 9]
+        assert reasons[number, sequence] == ("stopped" if is_stopped else "length")
+    assert len(made) == 6
+
+
 def test_a_seed_makes_the_same_tokens_again(varied_model: GPT2LMHeadModel) -> None:
     first, again, other = (
         make(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from gptcli.config.schema import ModelSettings, RuntimeSettings
@@ -140,7 +142,7 @@ def test_a_task_has_the_result_of_the_harnesss_own_model(name: str, model: Path,
     [
         ("own_choices", ("scoring", 0, 40, "requests")),  # Two choices each.
         ("own_text", ("scoring", 1, 2, "texts")),
-        ("own_answers", ("generating", 19, 20, "texts")),
+        ("own_answers", ("generating", 20, 20, "texts")),
     ],
 )
 def test_how_far_a_task_is_is_told(
@@ -149,6 +151,25 @@ def test_how_far_a_task_is_is_told(
     seen: list[tuple[str, int, int | None, str]] = []
     run_harness_tasks(str(model), FP32, [name], tasks, None, lambda *event: seen.append(event))
     assert seen[-1] == told
+
+
+def test_texts_of_several_tasks_made_together_are_those_of_their_prompts(
+    model: Path, tasks: Path
+) -> None:
+    # Sampled among the likeliest one alone; and the harness knows several names for the same number.
+    other = GREEDY.replace("own_answers", "likeliest").replace("max_gen_toks", "max_new_tokens")
+    other = other.replace("do_sample: false", "do_sample: true, temperature: 2.0, top_k: 1")
+    (tasks / "likeliest.yaml").write_text(other.format(rows=tasks / "own_answers.jsonl"))
+    result = run_harness_tasks(str(model), FP32, ["own_answers", "likeliest"], tasks, None)
+    assert [scores["exact_match,none"] for scores in result["tasks"].values()] == [0.5, 0.5]
+
+
+def test_the_harness_draws_no_bars_of_its_own(
+    model: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_harness_tasks(str(model), FP32, ["own_choices", "own_answers"], tasks, None)
+    assert "it/s" not in capsys.readouterr().err
+    assert not tqdm([], file=io.StringIO()).disable
 
 
 def test_only_the_first_rows_are_scored_if_asked_for(model: Path, tasks: Path) -> None:
