@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptcli.cli import command_paths
-from gptcli.config.describing import describe_settings
-from gptcli.config.json_schema import schema_text
+REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY))  # Another gptcli may be installed.
+
+from gptcli.cli import command_paths  # noqa: E402
+from gptcli.config.describing import describe_settings  # noqa: E402
+from gptcli.config.json_schema import schema_text  # noqa: E402
 
 
 def describe_commands() -> str:
@@ -22,7 +25,7 @@ def describe_commands() -> str:
             capture_output=True,
             text=True,
             check=True,
-            env={"TERMINAL_WIDTH": "100", "COLUMNS": "100", "PATH": ""},
+            env={"TERMINAL_WIDTH": "100", "COLUMNS": "100", "PATH": "", "PYTHONPATH": str(REPOSITORY)},
         )
         lines = [line.rstrip() for line in result.stdout.splitlines()]
         parts.append(f"## `{shown}`\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n")

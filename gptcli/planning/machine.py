@@ -39,7 +39,7 @@ def this_machine(runtime: RuntimeSettings) -> Machine:
         precision = runtime.training_precision
     elif device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()):
         precision = "bf16"
-    return Machine(device, precision, None if device == "cuda" else _memory_bytes())
+    return Machine(device, precision, None if device == "cuda" else memory_bytes())
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -49,8 +49,8 @@ def _cpu_multiplies_bf16() -> bool:
     return False
 
 
-def _memory_bytes() -> int | None:
-    """Return the machine's memory, or what a container leaves of it."""
+def memory_bytes() -> int | None:
+    """Return the machine's memory, or what a container leaves of it; None if the system does not say."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import EnvironmentProblem
+from gptcli.planning.machine import memory_bytes
 
 # Of malloc.h: no mapping of its own for a large block, nothing given back, 64 MiB more at a time, and
 # one pool for all threads, so that the backward pass finds what the forward pass has freed.
@@ -93,10 +93,11 @@ def keep_freed_memory() -> None:
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     free.argtypes = [ctypes.c_void_p]
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if _promises_all():  # Addresses that are kept for later would be missing elsewhere.
+    memory = memory_bytes()
+    if memory is None or _promises_all():  # Addresses kept for later would be missing elsewhere.
         return
     # Addresses alone: memory is taken where something is written. They stay with the process.
-    size = _physical_memory() // 2
+    size = memory // 2
     address = malloc(size)
     if address is None:  # More than one process may have.
         return
@@ -128,10 +129,6 @@ def _promises_all() -> bool:
     with suppress(OSError):
         return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
     return False
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _choose_device(name: str) -> tuple[torch.device, str]:

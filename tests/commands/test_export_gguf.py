@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     GPT2ForSequenceClassification,
@@ -214,60 +214,78 @@ def test_adapters_of_a_run_are_merged(
     assert not torch.equal(merged[adapted], before[adapted])
 
 
-def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
-    run: Run, model_folder: Path, tmp_path: Path
+END_OF_TEXT = {
+    "id": 0,
+    "content": "<|endoftext|>",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+TOKENS_DIFFER = "so llama.cpp would make other tokens of a text."
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "change", "says"),
+    [
+        (
+            "config",
+            None,
+            {"activation_function": "relu"},
+            "its config.json says activation_function relu, and llama.cpp takes GPT-2's gelu_new.",
+        ),
+        (
+            "config",
+            None,
+            {"scale_attn_by_inverse_layer_idx": True},
+            "its config.json says scale_attn_by_inverse_layer_idx True, and llama.cpp takes GPT-2's "
+            "False.",
+        ),
+        (
+            "tokenizer",
+            "pre_tokenizer",
+            {"add_prefix_space": True},
+            f"its tokenizer does not cut a text into words as GPT-2's does, {TOKENS_DIFFER}",
+        ),
+        (
+            "tokenizer",
+            "model",
+            {"type": "WordLevel", "vocab": {"<|endoftext|>": 0}, "unk_token": "<|endoftext|>"},
+            f"its tokenizer is WordLevel, no byte-level BPE, {TOKENS_DIFFER}",
+        ),
+        (
+            "tokenizer",
+            "model",
+            {"ignore_merges": True},
+            f"its tokenizer has ignore_merges true, {TOKENS_DIFFER}",
+        ),
+        ("tokenizer", "model", {"merges": []}, f"its tokenizer merges nothing, {TOKENS_DIFFER}"),
+        (
+            "tokenizer",
+            None,
+            {"added_tokens": [{**END_OF_TEXT, "lstrip": True}]},
+            "its tokenizer takes '<|endoftext|>' with the space beside it, or as a whole word alone, "
+            f"{TOKENS_DIFFER}",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_read_as_something_else_is_refused(
+    run: Run,
+    model_folder: Path,
+    tmp_path: Path,
+    name: str,
+    section: str | None,
+    change: dict[str, Any],
+    says: str,
 ) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
+    file = tmp_path / "model" / f"{name}.json"
     facts = json.loads(file.read_text())
-    command = ("export", "--model", "model", "--output", "out", "--format", "gguf")
-    for key, value, takes in (
-        ("activation_function", "relu", "gelu_new"),
-        ("scale_attn_by_inverse_layer_idx", True, "False"),
-    ):
-        file.write_text(json.dumps(facts | {key: value}))
-        assert refused(run(*command), 4) == (
-            f"model: its config.json says {key} {value}, and llama.cpp takes GPT-2's {takes}. "
-            "--format huggingface keeps it."
-        )
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_that_llama_cpp_would_read_as_another_is_refused(
-    run: Run, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    def changed(change: str, *changes: object) -> PreTrainedTokenizerFast:
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        if change == "words":
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        elif change == "model":
-            backend.model = models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
-        elif change == "rules":
-            facts = json.loads(backend.to_str())
-            facts["model"]["ignore_merges"] = True
-            backend = Tokenizer.from_str(json.dumps(facts))
-        elif change == "merges":
-            facts = json.loads(backend.to_str())
-            facts["model"]["merges"] = []
-            backend = Tokenizer.from_str(json.dumps(facts))
-        else:
-            backend.add_tokens([AddedToken("<mask>", lstrip=True)])
-        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-
-    model.resize_token_embeddings(301)
-    for change, does in {
-        "words": "does not cut a text into words as GPT-2's does",
-        "model": "is WordLevel, no byte-level BPE",
-        "rules": "has ignore_merges true",
-        "merges": "merges nothing",
-        "added": "takes '<mask>' with the space beside it, or as a whole word alone",
-    }.items():
-        save_model(model, changed(change), tmp_path / change)
-        shown = run("export", "--model", change, "--output", "out", "--format", "gguf")
-        assert refused(shown, 4) == (
-            f"{change}: its tokenizer {does}, so llama.cpp would make other tokens of a text. "
-            "--format huggingface keeps it."
-        )
+    (facts if section is None else facts[section]).update(change)
+    file.write_text(json.dumps(facts))
+    shown = run("export", "--model", "model", "--output", "out", "--format", "gguf")
+    assert refused(shown, 4) == f"model: {says} --format huggingface keeps it."
     assert not (tmp_path / "out").exists()
 
 
