@@ -150,7 +150,7 @@ def _report_usage(error: typer.exceptions.TyperException) -> None:
         return
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "gptcli"
-    end = "" if message.endswith((".", "?", ")")) else "."
+    end = "" if message.endswith((".", "?")) else "."
     console.report_error(f"{message}{end} See `{command} --help`.")
 
 

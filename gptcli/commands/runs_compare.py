@@ -48,6 +48,7 @@ def compare_runs(
                 "scores": _by_run(comparison.names, comparison.scores),
                 "settings": _by_run(comparison.names, comparison.settings),
                 "provenance": _by_run(comparison.names, comparison.provenance),
+                "notes": comparison.notes,
                 "page": None if page is None else str(page),
             }
         )
@@ -74,6 +75,8 @@ def compare_runs(
     head = ["", *comparison.names]
     scores = [[score_name(s.name), *(score(s.name, v) for v in s.values)] for s in comparison.scores]
     show("Best evaluation:", [head, *scores])
+    for note in comparison.notes:
+        console.write_hanging(f"  Note: {note}", 4)
     settings = [[s.name, *(cut(dump_value(v)) for v in s.values)] for s in comparison.settings]
     show("Settings that differ:", [head, *settings])
     rest = [[p.name, *(cut(str(v)) for v in p.values)] for p in comparison.provenance]

@@ -51,6 +51,21 @@ class RunComparison:
     scores: list[Difference]
     """Of the best evaluation: all, also those that are the same."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the scores."""
+        differing = {one.name for one in self.provenance}
+        if sum(run.facts.best_evaluation is not None for run in self.runs) < 2:
+            return []
+        if "data fingerprint" in differing:
+            return [
+                "the data differ, so these are scores of different held-out examples. gptcli eval "
+                "--compare tests two runs on the same."
+            ]
+        if "tokenizer fingerprint" in differing and "bits_per_byte" in {one.name for one in self.scores}:
+            return ["the tokenizers differ, so of these scores only bits per byte can be compared."]
+        return []
+
 
 def list_runs(folder: Path) -> RunList:
     """Return the runs in a folder, or the one that it is; what is no run is passed over.

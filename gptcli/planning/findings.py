@@ -138,6 +138,8 @@ def _largest_size(parameters: int, plan: Plan) -> SizeName | None:
 
 def in_bytes(size: int) -> str:
     """Return bytes for people: MB up to 1,000 of them, then GB (powers of ten)."""
+    if size < 950_000:
+        return f"{size / 1e6:.1f} MB"
     return f"{size / 1e6:,.0f} MB" if size < 999.5e6 else f"{size / 1e9:,.1f} GB"
 
 

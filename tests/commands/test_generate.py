@@ -268,7 +268,7 @@ def test_a_line_of_a_file_longer_than_the_context_is_named_before_any_text(
         (["x", "--output", "no/folder/texts.jsonl"], "the folder no/folder does not exist"),
         (["x", "--output", "."], "--output . is a folder; it takes a file."),
         (["caf\udce9"], "The prompt is not valid Unicode at character 4."),
-        (["x", "y"], "unexpected extra argument"),
+        (["x", "y"], "unexpected extra argument(s) (y). See `gptcli generate --help`."),
         (["x", "--temprature", "1"], "No such option: --temprature"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -160,6 +160,33 @@ def test_runs_are_compared_by_what_differs(runs: Path, run: Run) -> None:
     assert facts["scores"]["loss"] == {"first": 2.0, "second": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("fingerprints", "note"),
+    [
+        ({"data": "a" * 64, "tokenizer": "b" * 64}, "the data differ, so these are scores of different"),
+        (
+            {"data": "d" * 64, "tokenizer": "b" * 64},
+            "the tokenizers differ, so of these scores only bits",
+        ),
+        ({"data": "d" * 64, "tokenizer": "f" * 64}, None),
+    ],
+)
+def test_scores_that_say_nothing_side_by_side_are_called_so(
+    tmp_path: Path, run: Run, fingerprints: dict[str, str], note: str | None
+) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "other", fingerprints=fingerprints)
+    found = [
+        line for line in run("runs", "compare", "one", "other").stdout.splitlines() if "Note:" in line
+    ]
+    (facts,) = run("runs", "compare", "one", "other", "--json").rows
+    if note is None:
+        assert found == facts["notes"] == []
+    else:
+        assert found[0].startswith(f"  Note: {note}")
+        assert facts["notes"] == [found[0].removeprefix("  Note: ")]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, run: Run) -> None:
     for parent in ("a", "b"):
         write_run(tmp_path / parent / "run")

@@ -191,7 +191,8 @@ def test_fine_tuning_is_not_held_against_the_rules_of_pretraining(model_folder: 
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [in_bytes(size) for size in (400_000, 12_345_678, 999_600_000)] == ["0 MB", "12 MB", "1.0 GB"]
+    sizes = (400_000, 960_000, 12_345_678, 999_600_000)
+    assert [in_bytes(size) for size in sizes] == ["0.4 MB", "1 MB", "12 MB", "1.0 GB"]
     assert [in_count(n) for n in (1_234, 1_234_567, 2.5e9)] == ["1,230", "1.23 million", "2.5 billion"]
     assert [in_time(s) for s in (42, 119, 120, 9_000, 200_000)] == [
         "42 seconds",
