@@ -65,8 +65,9 @@ def inspect(
 
 
 def _print(inspection: Inspection) -> None:
+    value_at = max((len(name) for name, _ in inspection.summary), default=0) + 4
     for line in console.fact_lines(f"{inspection.task}:", inspection.summary):
-        console.write_result(line)
+        console.write_hanging(line, value_at)
     heads = console.table_lines([[finding.level, finding.subject] for finding in inspection.findings])
     indent = max(map(len, heads), default=0) + 4
     console.write_result("findings:")

@@ -114,7 +114,7 @@ def compare_runs(names: Sequence[str]) -> RunComparison:
     return RunComparison(
         runs,
         labels,
-        _different([flat_values(s) for s in settings if s is not None])
+        _different([_used_values(s) for s in settings if s is not None])
         if all(s is not None for s in settings)
         else [],
         [run.folder.config for run in runs if run.settings is None],
@@ -169,6 +169,15 @@ def _write_page(page: str, path: Path) -> Path:
         raise ConfigError(f"--output {path}: it must be a file in a folder that is there.")
     write_text(path, page)
     return path
+
+
+def _used_values(settings: Settings) -> dict[str, Any]:
+    """Return the settings by name; None for those of a tokenizer where the model brings its own."""
+    has_tokenizer = settings.model.name is not None
+    return {
+        name: None if has_tokenizer and name.startswith("tokenizer.") else value
+        for name, value in flat_values(settings).items()
+    }
 
 
 def _provenance(run: RunRecord) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.commands.conftest import Run
 from tests.conftest import SENTENCES
+from tests.test_cli import run_main
+from tests.test_console import shown_on_a_terminal
 
 CONFIG = """\
 task: {task}
@@ -143,3 +145,21 @@ def test_each_kind_of_trouble_is_counted_as_it_was_put_in(run: Run, tmp_path: Pa
     }
     reading = next(finding for finding in found["findings"] if finding["subject"] == "reading")
     assert reading["message"].endswith("are left out: 1")
+
+
+def test_a_narrow_terminal_gets_the_rest_of_a_line_below_it(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(task="classification"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def show() -> None:
+        assert run_main(monkeypatch, "data", "inspect", "--config", "config.yaml") == 0
+
+    shown = shown_on_a_terminal(monkeypatch, "stdout", show).replace("\r\n", "\n")
+    facts = shown.partition("\nfindings:\n")[0].splitlines()
+    assert max(map(len, facts)) <= 60
+    begun = next(number for number, line in enumerate(facts) if line.startswith("  lengths "))
+    assert facts[begun + 1].startswith(" " * facts[begun].index("shortest"))

@@ -187,6 +187,14 @@ def test_scores_that_say_nothing_side_by_side_are_called_so(
         assert facts["notes"] == [found[0].removeprefix("  Note: ")]
 
 
+def test_of_a_model_that_brings_its_tokenizer_none_is_compared(tmp_path: Path, run: Run) -> None:
+    new = {"tokenizer": {"train": {"vocab_size": 300}}}
+    for name, changes in (("new", new), ("tuned", {"model": {"name": "runs/new"}})):
+        write_run(tmp_path / name, settings=Settings.model_validate(changes))
+    (facts,) = run("runs", "compare", "new", "tuned", "--json").rows
+    assert facts["settings"]["tokenizer.train.vocab_size"] == {"new": 300, "tuned": None}
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, run: Run) -> None:
     for parent in ("a", "b"):
         write_run(tmp_path / parent / "run")
