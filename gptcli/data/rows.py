@@ -89,16 +89,19 @@ class _Columns:
         self._optional = optional
         self._is_all = columns is None or keep_others
 
-    def of(self, names: Iterable[str], where: str) -> list[str]:
-        """Return those of `names` that are read; DataError if one is missing or there twice."""
+    def of(self, names: Iterable[str], where: str, hint: str = "") -> list[str]:
+        """Return those of `names` that are read; DataError if one is missing or there twice.
+
+        hint: what else to say if none of those that are needed is there.
+        """
         names = list(names)
         columns = {} if self._columns is None else self._columns
         for setting, column in columns.items():
             if column not in names and setting not in self._optional:
-                listed = ", ".join(map(str, names[:20])) or "none"
+                listed = ", ".join(f"{name!s:.40}" for name in names[:20]) or "none"
                 raise DataError(
                     f"{where} has no column {column!r}; its columns are: {listed}. "
-                    f"Set data.columns.{setting}."
+                    f"Set data.columns.{setting}.{'' if set(columns.values()) & set(names) else hint}"
                 )
         read = names if self._is_all else dict.fromkeys(columns.values())
         # Others may share a name: spreadsheets write empty columns at the right.
@@ -219,7 +222,8 @@ def _csv_rows(
         reader = csv.reader(lines, strict=True)
     try:
         header = data.column_names or next(reader, [])
-        names = wanted.of(header, str(source))
+        hint = "" if data.column_names else " If the file has no header, set data.column_names."
+        names = wanted.of(header, str(source), hint)
         places = [(name, header.index(name)) for name in names]
         for fields in reader:
             where = f"{source}:{reader.line_num}"

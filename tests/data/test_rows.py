@@ -110,6 +110,15 @@ def test_a_file_without_a_header_is_read_by_the_names_that_are_given(tmp_path: P
     ]
 
 
+def test_a_first_row_that_may_be_no_header_is_told_from_one(tmp_path: Path) -> None:
+    file = tmp_path / "spam.tsv"
+    file.write_text(f"ham\t{'Go on. ' * 1000}\nspam\tWin!\n")
+    assert refusal(file, {"text": "text"}) == (
+        f"{file} has no column 'text'; its columns are: ham, {('Go on. ' * 6)[:40]}. "
+        "Set data.columns.text. If the file has no header, set data.column_names."
+    )
+
+
 def test_a_row_that_does_not_fit_the_given_names_is_refused_by_line_and_counts(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", "ham\thello\nspam\tWIN\n")
     assert refusal(file, column_names=["label", "text", "date"]) == (
