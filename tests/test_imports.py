@@ -27,6 +27,7 @@ LAYERS = [
     {"pipelines"},
     {"tasks"},
     {"data", "models", "training", "generation", "evaluation", "inspection", "reports", "planning"},
+    {"native"},
     {"config"},
     {"files", "hub", "console"},
     {"errors"},

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.models.native_forward import NativeForward
-from gptcli.models.native_kernel import load_kernel
 from gptcli.models.operator_forward import OperatorForward
+from gptcli.native.kernels import load_kernels
 
 # Of the head, whose rows are few numbers each: what lies in a core's cache.
 _ROWS_AT_ONCE = 512
@@ -57,7 +57,7 @@ class DecodingForward:
         self.context_length: int = model.config.n_positions
         self.device: torch.device = transformer.wte.weight.device
         is_native = is_native and (is_int8 or dtype == torch.bfloat16) and self.device.type == "cpu"
-        kernel = load_kernel() if is_native and NativeForward.suits(model) else None
+        kernel = load_kernels("forward") if is_native and NativeForward.suits(model) else None
         head = head_weight(model, dtype, is_int8=is_int8)
         self._forward: NativeForward | OperatorForward
         if kernel is not None:

@@ -1,4 +1,4 @@
-"""GPT-2's layers and head for a few new tokens, in one call of compiled code (native_forward.cpp).
+"""GPT-2's layers and head for a few new tokens, in one call of compiled code (native/forward.cpp).
 
 torch's operators are for many rows. For one token, a layer is some twenty calls that have little to do,
 between which weights push their code and numbers out of the caches. Compiled code for all layers reads
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gptcli.models.int8_matrix import to_bytes
 
-# Outputs of a tile, as in native_forward.cpp.
+# Outputs of a tile, as in native/forward.cpp.
 _TILE = 64
 
 

@@ -28,7 +28,7 @@ from gptcli.generation.sampling import Sampling
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.loading import load_model
-from gptcli.models.native_kernel import NoKernelError, build_kernel
+from gptcli.native.kernels import NoKernelError, build_kernels
 from gptcli.pipelines.train import run_training
 from gptcli.training.checkpoint import list_checkpoints, step_of
 from gptcli.training.device import choose_compute
@@ -100,7 +100,7 @@ def _precision() -> str:
 
 def _compiled_code() -> str:
     try:
-        build_kernel()
+        build_kernels("forward")
     except NoKernelError as error:
         return f"none for new tokens in bf16 and int8, which take longer without: {error}"
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 32, "vocab_size": 100}

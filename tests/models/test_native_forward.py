@@ -13,7 +13,7 @@ from gptcli.generation.sampling import Sampling
 from gptcli.models.activation import fuse_activation
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.native_forward import NativeForward
-from gptcli.models.native_kernel import NoKernelError, build_kernel
+from gptcli.native.kernels import NoKernelError, build_kernels
 from gptcli.training.device import multiplies_int8
 
 CONTEXT_LENGTH = 256
@@ -23,7 +23,7 @@ VOCABULARY = 300  # Not a multiple of a tile's outputs.
 @pytest.fixture(scope="module", autouse=True)
 def _kernel() -> None:
     try:
-        build_kernel()
+        build_kernels("forward")
     except NoKernelError as error:
         pytest.skip(f"no compiled code here: {error}")
 

@@ -1,4 +1,4 @@
-"""native_forward.cpp, compiled for this machine's processor when it is first used, and kept.
+"""What is written in C++ here, compiled for this machine's processor when it is first used, and kept.
 
 A compiler for C++ with OpenMP is needed (`g++`, `clang++`, or what CXX names), as for torch.compile;
 without one, or where it fails, torch's own operators do the work.
@@ -17,7 +17,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native_forward.cpp")
+_FOLDER = Path(__file__).parent
 COMPILERS = ("g++", "c++", "clang++")
 # Errors and traps of mathematics are not looked at; without, loops with rounding are not vectorized.
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -31,16 +31,16 @@ class NoKernelError(Exception):
 
 
 @functools.cache
-def load_kernel() -> ctypes.CDLL | None:
-    """Return the compiled functions, or None where they cannot be had."""
+def load_kernels(name: str) -> ctypes.CDLL | None:
+    """Return the compiled functions of NAME.cpp, or None where they cannot be had."""
     try:
-        return build_kernel()
+        return build_kernels(name)
     except NoKernelError:
         return None
 
 
-def build_kernel() -> ctypes.CDLL:
-    """Return the compiled functions, of an earlier compilation if there is one.
+def build_kernels(name: str) -> ctypes.CDLL:
+    """Return the compiled functions of NAME.cpp, of an earlier compilation if there is one.
 
     Raises NoKernelError where that is impossible.
     """
@@ -48,21 +48,22 @@ def build_kernel() -> ctypes.CDLL:
         raise NoKernelError(f"it is for Linux, and this is {platform.system()}")
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     flags = (*_FLAGS, *(("-march=native", "-mprefer-vector-width=512") if is_x86 else ("-mcpu=native",)))
-    source = SOURCE.read_bytes()
-    name = hashlib.sha256(source + "\n".join((*flags, *_processor())).encode()).hexdigest()[:32]
+    source = _FOLDER / f"{name}.cpp"
+    content = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob("*.h"))))
+    digest = hashlib.sha256(content + "\n".join((*flags, *_processor())).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(root) / "gptcli" / "native" / f"{name}.so"
+    file = Path(root) / "gptcli" / "native" / f"{name}-{digest[:32]}.so"
     with suppress(OSError):  # Not there, or damaged.
         return ctypes.CDLL(str(file))
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _compile(flags, file)
+        _compile(source, flags, file)
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise NoKernelError(str(error)) from error
 
 
-def _compile(flags: tuple[str, ...], file: Path) -> None:
+def _compile(source: Path, flags: tuple[str, ...], file: Path) -> None:
     names = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
     compiler = next((found for found in map(shutil.which, names) if found), None)
     if compiler is None:
@@ -71,7 +72,7 @@ def _compile(flags: tuple[str, ...], file: Path) -> None:
         staged = Path(folder) / file.name
         try:
             done = subprocess.run(  # noqa: S603
-                [compiler, *flags, "-o", staged, SOURCE],
+                [compiler, *flags, "-o", staged, source],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_MAX_SECONDS,

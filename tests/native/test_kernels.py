@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.models import native_kernel
-from gptcli.models.native_kernel import COMPILERS, NoKernelError, build_kernel
+from gptcli.native import kernels
+from gptcli.native.kernels import COMPILERS, NoKernelError, build_kernels
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="compiled code is for Linux")
 needs_compiler = pytest.mark.skipif(
@@ -29,36 +29,36 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_compiler
 def test_what_was_compiled_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_kernel().gptcli_forward
+    assert build_kernels("forward").gptcli_forward
     (file,) = cache.iterdir()
     monkeypatch.setenv("PATH", "")  # No compiler any more.
-    assert build_kernel().gptcli_multiply
+    assert build_kernels("forward").gptcli_multiply
     assert list(cache.iterdir()) == [file]
 
 
 @needs_compiler
 def test_a_damaged_file_is_compiled_anew(cache: Path) -> None:
     # Elsewhere: a process looks only once at what lies in a file.
-    program = "from gptcli.models.native_kernel import build_kernel; build_kernel()"
+    program = 'from gptcli.native.kernels import build_kernels; build_kernels("forward")'
     subprocess.run([sys.executable, "-c", program], check=True)
     (file,) = cache.iterdir()
     file.write_bytes(b"no library")
-    assert build_kernel().gptcli_forward
+    assert build_kernels("forward").gptcli_forward
     assert file.read_bytes().startswith(b"\x7fELF")
 
 
 @needs_compiler
 def test_another_processor_gets_a_file_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_kernel()
-    monkeypatch.setattr(native_kernel, "_processor", lambda: ["flags : fewer"])
-    build_kernel()
+    build_kernels("forward")
+    monkeypatch.setattr(kernels, "_processor", lambda: ["flags : fewer"])
+    build_kernels("forward")
     assert len(list(cache.iterdir())) == 2
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NoKernelError, match=r"no compiler for C\+\+: install g\+\+"):
-        build_kernel()
+        build_kernels("forward")
 
 
 def test_a_compiler_that_fails_is_named_with_what_it_says(
@@ -69,7 +69,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(NoKernelError, match="old-compiler cannot compile it: unknown option -march"):
-        build_kernel()
+        build_kernels("forward")
     assert list(cache.iterdir()) == []
 
 
@@ -77,4 +77,4 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(NoKernelError, match="Permission denied"):
-        build_kernel()
+        build_kernels("forward")

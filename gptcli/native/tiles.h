@@ -1,0 +1,270 @@
+// Vectors of numbers, bfloat16, and products of tiles, which all compiled code shares.
+//
+// All products go through one layout. 32 bits, a word, hold what is added to one sum at once: 2 numbers of bfloat16, or 4
+// bytes. Both inputs and weights lie in units of 16 by 16 words: those of a token, or of an input, beside each other. Units
+// of 16 outputs and the same inputs lie four together, a tile's; those of the next 16 inputs come behind, and then the next
+// tile. So a vector of 16 sums needs no adding up across, and processors that multiply small matrices (AMX) find theirs.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16, VECTORS = 4, TILE = LANES * VECTORS;
+constexpr int UNIT = 16, UNIT_WORDS = UNIT * LANES;
+constexpr int FEW = 4;          // Tokens of a tile at once, without AMX: more sums do not fit the registers.
+constexpr int MANY = 2 * UNIT;  // At most, with AMX.
+constexpr int PREFETCHED = 32;  // Vectors or tokens ahead. What the processor foresees by itself is too little.
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));  // Wherever an array of words begins.
+
+// The upper half of a float.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+// ---- Numbers
+
+inline void store(float value, Bfloat16* place) {
+    uint32_t word;
+    memcpy(&word, &value, sizeof word);
+    const bool is_number = value == value;
+    place->bits = is_number ? (word + 0x7fff + ((word >> 16) & 1)) >> 16 : 0x7fc0;  // To the nearest; of two, to the even one.
+}
+
+inline Floats load(const float* place) {
+    Floats values;
+    memcpy(&values, place, sizeof values);
+    return values;
+}
+
+inline Floats load(const Bfloat16* place) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    Halves halves;
+    memcpy(&halves, place, sizeof halves);
+    return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline Floats larger(Floats one, Floats other) { return one > other ? one : other; }
+
+inline float largest(Floats values) {
+    float result = values[0];
+    for (int i = 1; i < LANES; i++) result = std::max(result, values[i]);
+    return result;
+}
+
+inline float total(Floats values) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eights[2];
+    memcpy(eights, &values, sizeof values);
+    const Eight eight = eights[0] + eights[1];
+    Four fours[2];
+    memcpy(fours, &eight, sizeof eight);
+    const Four four = fours[0] + fours[1];
+    return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+// e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2.
+inline float exponential(float x) {
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float n = std::nearbyint(x * 1.44269504f);
+    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1;
+    const int32_t power = (int32_t(n) + 127) << 23;
+    float scale;
+    memcpy(&scale, &power, sizeof scale);
+    return p * scale;
+}
+
+// ---- Places of words
+
+// Where the words of a token begin, of which there are `words`. LANES lie together, the next ones UNIT_WORDS behind.
+inline int64_t place_of(int64_t token, int64_t words) { return token / UNIT * UNIT * words + token % UNIT * LANES; }
+
+// Where a weight lies in its tile.
+inline int64_t weight_place(int64_t word, int64_t output) {
+    return (word / LANES * VECTORS + output / LANES) * UNIT_WORDS + word % LANES * LANES + output % LANES;
+}
+
+// Round 32 numbers, a unit's words, to bfloat16.
+inline void round_some(const float* numbers, uint32_t* words) {
+    for (int i = 0; i < 2 * LANES; i++) store(numbers[i], (Bfloat16*)words + i);
+}
+
+// ---- Products of a tile. Sums: Floats, of bfloat16, or Ints, of bytes.
+
+inline Floats add_products(Floats sums, uint32_t inputs, Words weights) {
+#ifdef __AVX512BF16__
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(inputs), (__m512bh)weights);
+#else
+    const Words both = inputs - Words{};
+    sums += (Floats)(both << 16) * (Floats)(weights << 16);
+    return sums + (Floats)(both & 0xffff0000u) * (Floats)(weights & 0xffff0000u);
+#endif
+}
+
+inline Ints add_products(Ints sums, uint32_t inputs, Words weights) {
+#ifdef __AVX512VNNI__
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(inputs), (__m512i)weights);
+#else
+    for (int byte = 0; byte < 4; byte++)
+        sums += ((Ints)(weights << (24 - 8 * byte)) >> 24) * int32_t((inputs >> (8 * byte)) & 255);
+    return sums;
+#endif
+}
+
+// Compute the sums of COUNT tokens.
+template <int COUNT, class Sums, class Number>
+inline void multiply_few(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
+    Sums sums[COUNT][VECTORS] = {};
+    for (int64_t begin = 0; begin < words; begin += LANES, inputs += UNIT_WORDS, weights += VECTORS * LANES)
+        for (int word = 0; word < LANES; word++)
+            for (int vector = 0; vector < VECTORS; vector++) {
+                const Words* some = weights + vector * LANES + word;
+                __builtin_prefetch(some + PREFETCHED);
+                for (int n = 0; n < COUNT; n++)
+                    sums[n][vector] = add_products(sums[n][vector], inputs[n * LANES + word], *some);
+            }
+    memcpy(outputs, sums, sizeof sums);
+}
+
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+// AMX's tiles, of a thread.
+struct Amx {
+    const bool is_there = permitted();
+
+    Amx() {
+        // Constant, as compilers do not see that all of it is read.
+        static constexpr struct alignas(64) {
+            uint8_t palette, start, reserved[14];
+            uint16_t row_bytes[16];
+            uint8_t rows[16];
+        } shape = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+        if (is_there) _tile_loadconfig(&shape);
+    }
+    ~Amx() {
+        if (is_there) _tile_release();
+    }
+    // Linux gives their registers to a process that asks (ARCH_REQ_XCOMP_PERM, XTILEDATA).
+    static bool permitted() {
+        static const bool answer = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+        return answer;
+    }
+};
+
+#define ADD_PRODUCTS(sums, inputs, weights)    \
+    if (std::is_same<Sums, Floats>::value)     \
+        _tile_dpbf16ps(sums, inputs, weights); \
+    else                                       \
+        _tile_dpbusd(sums, inputs, weights);
+// Compilers do not see either that tiles are loaded from memory.
+#define WRITE_ALL_TO_MEMORY asm volatile("" ::: "memory");
+
+// Compute the sums of a unit: four tiles beside each other.
+template <class Sums, class Number>
+inline void multiply_unit(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
+    WRITE_ALL_TO_MEMORY
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t word = 0; word < words; word += LANES, inputs += UNIT_WORDS, weights += LANES * VECTORS) {
+        for (int line = 0; line < LANES * VECTORS; line++) __builtin_prefetch(weights + LANES * VECTORS + line);
+        _tile_loadd(4, inputs, 4 * LANES);
+        _tile_loadd(6, weights, 4 * LANES);
+        ADD_PRODUCTS(0, 4, 6)
+        _tile_loadd(7, weights + 1 * LANES, 4 * LANES);
+        ADD_PRODUCTS(1, 4, 7)
+        _tile_loadd(6, weights + 2 * LANES, 4 * LANES);
+        ADD_PRODUCTS(2, 4, 6)
+        _tile_loadd(7, weights + 3 * LANES, 4 * LANES);
+        ADD_PRODUCTS(3, 4, 7)
+    }
+    _tile_stored(0, outputs[0], 4 * TILE);
+    _tile_stored(1, outputs[0] + LANES, 4 * TILE);
+    _tile_stored(2, outputs[0] + 2 * LANES, 4 * TILE);
+    _tile_stored(3, outputs[0] + 3 * LANES, 4 * TILE);
+}
+
+// Compute the sums of two units: two by two tiles, first for one half of the outputs, then for the other.
+template <class Sums, class Number>
+inline void multiply_two_units(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
+    WRITE_ALL_TO_MEMORY
+    for (int half = 0; half < VECTORS; half += 2) {
+        const uint32_t *one = inputs, *other = inputs + UNIT * words;
+        const Words* some = weights + half * LANES;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t word = 0; word < words; word += LANES) {
+            _tile_loadd(4, one, 4 * LANES);
+            _tile_loadd(6, some, 4 * LANES);
+            ADD_PRODUCTS(0, 4, 6)
+            _tile_loadd(7, some + LANES, 4 * LANES);
+            ADD_PRODUCTS(1, 4, 7)
+            _tile_loadd(5, other, 4 * LANES);
+            ADD_PRODUCTS(2, 5, 6)
+            ADD_PRODUCTS(3, 5, 7)
+            one += UNIT_WORDS, other += UNIT_WORDS, some += LANES * VECTORS;
+        }
+        _tile_stored(0, outputs[0] + half * LANES, 4 * TILE);
+        _tile_stored(1, outputs[0] + (half + 1) * LANES, 4 * TILE);
+        _tile_stored(2, outputs[UNIT] + half * LANES, 4 * TILE);
+        _tile_stored(3, outputs[UNIT] + (half + 1) * LANES, 4 * TILE);
+    }
+}
+#undef ADD_PRODUCTS
+#undef WRITE_ALL_TO_MEMORY
+#else
+struct Amx {
+    const bool is_there = false;
+};
+template <class Sums, class Number>
+inline void multiply_unit(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
+template <class Sums, class Number>
+inline void multiply_two_units(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
+#endif
+
+// Compute the sums of some of `count` tokens, and return of how many; of what stands behind these, nothing is to be read.
+template <class Sums, class Number>
+inline int64_t multiply_some(const uint32_t* inputs, int64_t count, const Words* weights, int64_t words,
+                             Number (*outputs)[TILE], const Amx& amx) {
+    // AMX always computes a unit. Of bytes, a single token is faster without.
+    if (amx.is_there && (count > 1 || std::is_same<Sums, Floats>::value)) {
+        if (count > UNIT)
+            multiply_two_units<Sums>(inputs, weights, words, outputs);
+        else
+            multiply_unit<Sums>(inputs, weights, words, outputs);
+        return std::min<int64_t>(count, MANY);
+    }
+    if (count >= FEW) {
+        multiply_few<FEW, Sums>(inputs, weights, words, outputs);
+        return FEW;
+    }
+    multiply_few<1, Sums>(inputs, weights, words, outputs);
+    return 1;
+}
+
+}  // namespace
