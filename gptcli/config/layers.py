@@ -22,8 +22,9 @@ _DROPS: dict[KeyPath, tuple[str, ...]] = {
     ("tokenizer", "train"): ("name",),
     ("model", "name"): ("size", "n_layer", "n_head", "n_embd"),
     ("model", "size"): ("name", "n_layer", "n_head", "n_embd", "context_length"),
-    ("training", "epochs"): ("max_steps",),
-    ("training", "max_steps"): ("epochs",),
+    ("training", "epochs"): ("max_steps", "tokens_per_parameter"),
+    ("training", "max_steps"): ("epochs", "tokens_per_parameter"),
+    ("training", "tokens_per_parameter"): ("max_steps", "epochs"),
     ("generation", "max_new_tokens"): ("max_length",),
     ("generation", "max_length"): ("max_new_tokens",),
 }

@@ -114,7 +114,7 @@ def resolve_settings(
 def setting_values(settings: Settings) -> dict[str, Any]:
     """Return `settings` as nested values that `load_settings` takes."""
     values = settings.model_dump(mode="json")
-    if settings.training.epochs is not None:
+    if settings.training.epochs is not None or settings.training.tokens_per_parameter is not None:
         del values["training"]["max_steps"]  # The default, which the two together would refuse.
     return values
 

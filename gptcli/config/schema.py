@@ -22,6 +22,12 @@ NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "large": (36, 20, 1280, 1024),
     "xl": (48, 25, 1600, 1024),
 }
+# Tokens a parameter that make the best of a given amount of compute: Hoffmann et al. 2022,
+# https://arxiv.org/abs/2203.15556, for models of 70 million to 16 billion parameters and new text.
+OPTIMAL_TOKENS_PER_PARAMETER = 20
+# Times that a text can be read nearly as well as new text: Muennighoff et al. 2023,
+# https://arxiv.org/abs/2305.16264.
+USEFUL_EPOCHS = 4
 # Peak learning rate of a new model of this width, the best of those tried; of others, by the root of the
 # width: wider models want smaller steps.
 RATE_WIDTH, RATE = 256, 4e-3
@@ -325,6 +331,14 @@ class TrainingSettings(Section):
     epochs: float | None = Field(
         None, gt=0, le=10_000, description="Passes over the training data, in place of max_steps."
     )
+    tokens_per_parameter: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Tokens to train on for each parameter of the model, in place of max_steps, in at "
+        f"most {USEFUL_EPOCHS} passes over the data; for a new language model, "
+        f"{OPTIMAL_TOKENS_PER_PARAMETER}, which is compute-optimal, if none of the three is set.",
+    )
     objective: Literal["auto", "single-label", "multi-label", "regression"] = Field(
         "auto",
         description="What classification learns: one label of several (auto), any number of labels, or "
@@ -419,8 +433,13 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:
-        if self.epochs is not None and "max_steps" in self.model_fields_set:
-            raise ValueError("epochs and max_steps exclude each other")
+        lengths = [
+            name for name in ("epochs", "tokens_per_parameter") if getattr(self, name) is not None
+        ]
+        if "max_steps" in self.model_fields_set:
+            lengths.append("max_steps")
+        if len(lengths) > 1:
+            raise ValueError(f"{' and '.join(lengths)} exclude each other")
         if isinstance(self.class_weights, dict):
             for label, weight in self.class_weights.items():
                 if weight <= 0:
@@ -606,6 +625,9 @@ class Settings(Section):
             return value
         rate = float(f"{RATE * math.sqrt(RATE_WIDTH / width):.2g}")
         recipe = {"optimizer": "muon", "learning_rate": rate}
+        is_language_modelling = value.get("task", "language-modelling") == "language-modelling"
+        if is_language_modelling and not training.keys() & {"max_steps", "epochs"}:
+            recipe["tokens_per_parameter"] = OPTIMAL_TOKENS_PER_PARAMETER
         return {**value, "training": recipe | training}
 
 

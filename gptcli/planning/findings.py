@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptcli.config.schema import NAMED_SIZES, SizeName
+from gptcli.config.schema import (
+    NAMED_SIZES,
+    OPTIMAL_TOKENS_PER_PARAMETER,
+    USEFUL_EPOCHS,
+    SizeName,
+)
 from gptcli.planning.plan import Plan
 from gptcli.planning.shape import Shape
 from gptcli.planning.text_size import bytes_per_token
 
-# Tokens a parameter that make the best of a given amount of compute: Hoffmann et al. 2022,
-# https://arxiv.org/abs/2203.15556, for models of 70 million to 16 billion parameters and new text.
-OPTIMAL_TOKENS_PER_PARAMETER = 20
+# The least of Hoffmann et al. 2022, whose rule OPTIMAL_TOKENS_PER_PARAMETER is.
 SMALLEST_OF_ITS_STUDY = 70_000_000
-# Times that a text can be read nearly as well as new text, and after which little is gained:
-# Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264.
-USEFUL_EPOCHS, LAST_EPOCHS = 4, 16
+# Times that a text can be read until little is gained by it: of Muennighoff et al., as USEFUL_EPOCHS.
+LAST_EPOCHS = 16
 # A share of the time from which evaluations are worth a word.
 MUCH = 0.2
 

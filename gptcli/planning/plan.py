@@ -17,6 +17,7 @@ from gptcli.planning.memory import (
 )
 from gptcli.planning.shape import Shape, operations_per_token, trained_parameters
 from gptcli.planning.starting import sequence_length, starting_shape
+from gptcli.planning.steps import planned_steps
 from gptcli.planning.text_size import TextSize, text_size
 
 NEW = "a new GPT-2"
@@ -166,14 +167,12 @@ def make_plan(
 
 
 def _steps(facts: Facts) -> int | None:
-    """Return the optimizer steps until max_steps, epochs or max_tokens ends the training."""
+    """Return the optimizer steps until the training ends, by max_tokens at the latest."""
     training = facts.settings.training
-    steps: int | None = training.max_steps
-    if training.epochs is not None:
-        per_epoch = facts.steps_per_epoch
-        steps = None if per_epoch is None else max(1, math.ceil(training.epochs * per_epoch))
+    tokens_per_step = training.batch_size * facts.length
+    steps = planned_steps(training, facts.shape.parameters, tokens_per_step, facts.steps_per_epoch)
     if training.max_tokens is not None and steps is not None:
-        steps = min(steps, -(-training.max_tokens // (training.batch_size * facts.length)))
+        steps = min(steps, -(-training.max_tokens // tokens_per_step))
     return steps
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptcli.config.schema import NAMED_SIZES, Settings
+from gptcli.config.schema import NAMED_SIZES, OPTIMAL_TOKENS_PER_PARAMETER, USEFUL_EPOCHS, Settings
 from gptcli.errors import ConfigError
-from gptcli.planning.findings import OPTIMAL_TOKENS_PER_PARAMETER, USEFUL_EPOCHS, Limits, in_bytes
+from gptcli.planning.findings import Limits, in_bytes
 from gptcli.planning.machine import this_machine
 from gptcli.planning.memory import automatic_micro_batch_size, training_memory
 from gptcli.planning.shape import Shape, operations_per_token
@@ -165,7 +165,13 @@ def _choice(shape: Shape, tokens: int, decided_by: str | None, memory_bytes: int
     ):
         micro_batch_size *= 2
     steps = max(1, tokens // (training.batch_size * shape.positions))
-    training = training.model_copy(update={"max_steps": steps, "micro_batch_size": micro_batch_size})
+    training = training.model_copy(
+        update={
+            "max_steps": steps,
+            "tokens_per_parameter": None,
+            "micro_batch_size": micro_batch_size,
+        }
+    )
     return Choice(
         settings.model_copy(update={"training": training}),
         tokens,

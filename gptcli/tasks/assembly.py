@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.planning.memory import Device, automatic_micro_batch_size
 from gptcli.planning.shape import Shape
+from gptcli.planning.steps import planned_steps
 from gptcli.training.compiling import choose_compilation
 from gptcli.training.device import Compute
 from gptcli.training.job import DataSize, EvaluatedTask, Job, Sample, count_parameters
@@ -114,10 +114,11 @@ def assemble_job(
                 f"training.{name} looks at the held-out loss, but data.validation_fraction is 0."
             )
     steps_per_epoch = data.sequences_per_epoch / training.batch_size
-    if training.epochs is not None:
-        steps = max(1, math.ceil(training.epochs * steps_per_epoch))
-        training = training.model_copy(update={"max_steps": steps, "epochs": None})
-        settings = settings.model_copy(update={"training": training})
+    tokens_per_step = training.batch_size * data.longest
+    steps = planned_steps(training, count_parameters(trainable.model), tokens_per_step, steps_per_epoch)
+    update = {"max_steps": steps, "epochs": None, "tokens_per_parameter": None}
+    training = training.model_copy(update=update)
+    settings = settings.model_copy(update={"training": training})
     shape = settings.model.model_copy(update={"context_length": data.context_length})
     settings = settings.model_copy(update={"model": shape})
     samples = None
@@ -127,7 +128,7 @@ def assemble_job(
     model = trainable.model.to(compute.device)
     if compute.device.type == "cpu":
         use_plain_attention(model)
-    tokens = training.max_steps * training.batch_size * data.longest
+    tokens = training.max_steps * tokens_per_step
     is_compiled, why = choose_compilation(settings, compute, count_parameters(model), tokens)
     # A resumed run goes on with the same kernels: others round otherwise.
     runtime = settings.runtime.model_copy(update={"compile": is_compiled})

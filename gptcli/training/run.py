@@ -68,6 +68,7 @@ HARMLESS_ON_RESUME = (
     "training.max_minutes",
     "training.max_tokens",
     "training.epochs",  # Turned into max_steps.
+    "training.tokens_per_parameter",  # As well.
     "training.target_loss",
     "training.patience",
     "training.skip_bad_steps",
