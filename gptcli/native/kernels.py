@@ -81,10 +81,9 @@ def _compile(source: Path, flags: tuple[str, ...], file: Path) -> None:
         except subprocess.TimeoutExpired as error:
             raise NoKernelError(f"{compiler} took more than {_MAX_SECONDS} seconds") from error
         if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise NoKernelError(
-                f"{compiler} cannot compile it: {lines[0] if lines else 'it says nothing'}"
-            )
+            lines = done.stderr.decode(errors="replace").splitlines() or ["it does not say why"]
+            why = next((line for line in lines if "error" in line), lines[0])
+            raise NoKernelError(f"{compiler} cannot compile it: {why.strip()}")
         # Whole, or not there: others may be looking for it.
         staged.replace(file)
 
