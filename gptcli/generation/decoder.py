@@ -37,7 +37,7 @@ REQUESTS_AT_ONCE = 128
 # Padding included, of a group of prompts that are read together.
 PROMPT_TOKENS_AT_ONCE = 4096
 # Rows under way: more share the reading of the weights, and take more memory.
-MAX_ROWS = 32
+MAX_ROWS = 64
 MAX_BYTES = 2**30
 # Room grows by as many tokens at a time.
 CAPACITY_STEP = 64
