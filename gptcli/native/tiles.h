@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -44,6 +45,17 @@ inline void store(float value, Bfloat16* place) {
     memcpy(&word, &value, sizeof word);
     const bool is_number = value == value;
     place->bits = is_number ? (word + 0x7fff + ((word >> 16) & 1)) >> 16 : 0x7fc0;  // To the nearest; of two, to the even one.
+}
+
+inline void store(float value, float* place) { *place = value; }
+
+inline float number(float value) { return value; }
+
+inline float number(Bfloat16 value) {
+    const uint32_t word = uint32_t(value.bits) << 16;
+    float result;
+    memcpy(&result, &word, sizeof result);
+    return result;
 }
 
 inline Floats load(const float* place) {

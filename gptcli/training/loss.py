@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptcli.data.batches import IGNORED
+from gptcli.training.native_loss import NativeLoss
 
 # Rows whose scores are in memory at once: more need fewer sums over the weight's gradient.
 ROWS = {"cpu": 1024}
 ROWS_GPU = 4096
-# Scores of which a CPU makes probabilities at once, in float32: few enough for its cache.
+# Scores of which a CPU without compiled code (native_loss) makes probabilities at once, in float32: few
+# enough for its cache.
 NUMBERS_AT_ONCE = 2**20
 # Words of a slice of the vocabulary on a CPU: tensors no larger than those of the layers fit into the
 # gaps that these have left.
@@ -127,29 +129,46 @@ class _SummedHeadLoss(torch.autograd.Function):
         inputs = hidden.to(dtype)
         words = WORDS_AT_ONCE if device == "cpu" else len(weight)
         heads = [part.to(dtype) for part in torch.split(weight, words)]
-        of_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        of_weight = torch.zeros_like(weight) if wants_weight else None
+        # Written to by the first rows, if there are any, and added to by the next ones.
+        new = torch.empty_like if len(inputs) else torch.zeros_like
+        of_hidden = new(hidden) if wants_hidden else None
+        of_weight = new(weight) if wants_weight else None
         of_heads = None if of_weight is None else torch.split(of_weight, words)
         count = ROWS.get(device, ROWS_GPU)
         total = torch.zeros((), device=hidden.device)
+        native = NativeLoss.of(device, dtype)
+
+        def put(product: Tensor, sums: Tensor, is_first: bool) -> None:
+            if is_first:
+                sums.copy_(product)
+            elif native is not None:
+                native.add(product, sums)
+            else:
+                sums.add_(product)
+
         for first in range(0, len(inputs), count):
             part, chosen = inputs[first : first + count], targets[first : first + count, None]
             slices = [F.linear(part, head) for head in heads]
-            if not (wants_hidden or wants_weight):
+            is_wanted = wants_hidden or wants_weight
+            if native is not None:
+                total += native.summed(slices, chosen[:, 0], smoothing, is_learning=is_wanted)
+            elif is_wanted:
+                total += replace_by_change(slices, chosen, smoothing, function)
+            else:
                 total += F.cross_entropy(
                     torch.cat(slices, 1).float(),
                     chosen[:, 0],
                     reduction="sum",
                     label_smoothing=smoothing,
                 )
+            if not is_wanted:
                 continue
-            total += replace_by_change(slices, chosen, smoothing, function)
             for number, head in enumerate(heads):
                 change = slices[number]
                 if of_hidden is not None:
-                    of_hidden[first : first + count] += change @ head
+                    put(change @ head, of_hidden[first : first + count], number == 0)
                 if of_heads is not None:
-                    of_heads[number].add_(change.T @ part)
+                    put(change.T @ part, of_heads[number], first == 0)
             del slices, change  # Before the next ones are made.
         ctx.of_hidden, ctx.of_weight = of_hidden, of_weight
         return total

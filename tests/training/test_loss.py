@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,8 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.data.batches import IGNORED
+from gptcli.native.kernels import load_kernels
 from gptcli.training import loss as loss_module
 from gptcli.training.loss import summed_head_loss
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled code", "torch"])
+def _side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let each of both compute the loss: without a compiler, torch does."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("empty")))
+            patch.setenv("PATH", "")
+            patch.delenv("CXX", raising=False)
+            load_kernels.cache_clear()
+            assert load_kernels("loss") is None
+        elif load_kernels("loss") is None:
+            pytest.skip("no compiled code here")
+        yield
+    load_kernels.cache_clear()
+
 
 # Probabilities of three tokens at each of 2 x 2 positions: with the identity as head, hidden states are
 # the scores.

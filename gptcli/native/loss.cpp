@@ -1,0 +1,89 @@
+// The loss of next-token prediction, as training/native_loss.py calls it.
+//
+// A row of scores is read from memory once: what is computed from it again, it still lies in the cache for.
+
+#include "tiles.h"
+
+namespace {
+
+// Scores of some of the vocabulary: (rows, width).
+template <class Number>
+struct Slice {
+    Number* scores;
+    int64_t width;
+};
+
+// Compute the loss of a row in nats. is_learning: put its gradient in the place of the scores.
+//
+// The loss is the cross-entropy with a target of 1 - smoothing for the chosen word, and of smoothing / vocabulary for all.
+template <class Number>
+double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t chosen, double smoothing, bool is_learning) {
+    // Not -INFINITY: less itself, that would be no number.
+    float greatest = std::numeric_limits<float>::lowest();
+    Number* its_place = nullptr;
+    int64_t vocabulary = 0;
+    for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
+        Number* scores = slice->scores + row * slice->width;
+        Floats most = Floats{} + greatest;
+        int64_t i = 0;
+        for (; i + LANES <= slice->width; i += LANES) most = larger(most, load(scores + i));
+        greatest = largest(most);
+        for (; i < slice->width; i++) greatest = std::max(greatest, number(scores[i]));
+        if (vocabulary <= chosen && chosen < vocabulary + slice->width) its_place = scores + chosen - vocabulary;
+        vocabulary += slice->width;
+    }
+    double exponentials = 0, distances = 0;
+    for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
+        const Number* scores = slice->scores + row * slice->width;
+        float some = 0, their_distances = 0;
+#pragma omp simd reduction(+ : some, their_distances)
+        for (int64_t i = 0; i < slice->width; i++) {
+            const float distance = number(scores[i]) - greatest;
+            some += exponential(distance), their_distances += distance;
+        }
+        exponentials += some, distances += their_distances;
+    }
+    const double log_sum = std::log(exponentials), of_each = smoothing / vocabulary;
+    const float log_less = float(log_sum), less = float(of_each), its_distance = number(*its_place) - greatest;
+    if (is_learning) {
+        for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
+            Number* scores = slice->scores + row * slice->width;
+#pragma omp simd
+            for (int64_t i = 0; i < slice->width; i++)
+                store(exponential(number(scores[i]) - greatest - log_less) - less, scores + i);
+        }
+        store(exponential(its_distance - log_less) - less - float(1 - smoothing), its_place);
+    }
+    return log_sum - (1 - smoothing) * its_distance - (smoothing ? of_each * distances : 0);
+}
+
+template <class Number>
+void lose_all(const Slice<Number>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
+              bool is_learning, double* losses, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        losses[row] = lose(slices, count, row, chosen[row], smoothing, is_learning);
+}
+
+}  // namespace
+
+extern "C" {
+
+// chosen, losses: (rows). Each row's loss is computed by one thread: how many there are changes nothing.
+void gptcli_loss_float32(const Slice<float>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
+                         int is_learning, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, is_learning, losses, threads);
+}
+
+void gptcli_loss_bfloat16(const Slice<Bfloat16>* slices, int64_t count, const int64_t* chosen, int64_t rows,
+                          double smoothing, int is_learning, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, is_learning, losses, threads);
+}
+
+// torch converts first, and then adds.
+void gptcli_add(const Bfloat16* numbers, int64_t count, float* sums, int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < count; i++) sums[i] += number(numbers[i]);
+}
+
+}  // extern "C"

@@ -1,0 +1,81 @@
+"""The loss of the head's scores on a CPU by compiled code (native/loss.cpp).
+
+It reads and writes them once; torch's operators go over them, and over their logarithms in float32, a
+dozen times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_double, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from gptcli.native.kernels import load_kernels
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class _Slice(ctypes.Structure):
+    _fields_ = (("scores", c_void_p), ("width", c_int64))
+
+
+class NativeLoss:
+    """Compiled code for scores of one type."""
+
+    def __init__(self, kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._kernels, self._dtype = kernels, dtype
+
+    @classmethod
+    def of(cls, device: str, dtype: torch.dtype) -> NativeLoss | None:
+        """Return it for scores of that type, or None where it is not for them or cannot be compiled."""
+        kernels = load_kernels("loss") if device == "cpu" and dtype in _DTYPES else None
+        return None if kernels is None else cls(kernels, dtype)
+
+    def summed(
+        self, slices: list[Tensor], chosen: Tensor, smoothing: float, *, is_learning: bool
+    ) -> Tensor:
+        """Return the summed loss in nats, in float64.
+
+        slices: (rows, some of the vocabulary) each, the scores. chosen: (rows), the targets.
+        is_learning: put the loss's gradient in the place of the scores. The number of threads makes no
+        difference. Raises IndexError for a target that is not in the vocabulary.
+        """
+        rows, vocabulary = len(chosen), sum(scores.shape[1] for scores in slices)
+        assert chosen.dtype == torch.int64
+        assert all(
+            scores.is_contiguous() and scores.dtype == self._dtype and len(scores) == rows
+            for scores in slices
+        )
+        if rows and not 0 <= int(chosen.min()) <= int(chosen.max()) < vocabulary:
+            raise IndexError(f"a target is not in 0..{vocabulary - 1}")
+        chosen = chosen.contiguous()
+        losses = torch.empty(rows, dtype=torch.float64)
+        function = getattr(self._kernels, f"gptcli_loss_{_DTYPES[self._dtype]}")
+        function(
+            (_Slice * len(slices))(*(_Slice(scores.data_ptr(), scores.shape[1]) for scores in slices)),
+            c_int64(len(slices)),
+            c_void_p(chosen.data_ptr()),
+            c_int64(rows),
+            c_double(smoothing),
+            int(is_learning),
+            c_void_p(losses.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return losses.sum()
+
+    def add(self, numbers: Tensor, sums: Tensor) -> None:
+        """Add numbers of the scores' type to sums of the same shape."""
+        if (numbers.dtype, sums.dtype) == (torch.bfloat16, torch.float32) and (
+            numbers.is_contiguous() and sums.is_contiguous()
+        ):
+            assert numbers.shape == sums.shape
+            self._kernels.gptcli_add(
+                c_void_p(numbers.data_ptr()),
+                c_int64(numbers.numel()),
+                c_void_p(sums.data_ptr()),
+                torch.get_num_threads(),
+            )
+        else:
+            sums.add_(numbers)
