@@ -35,21 +35,27 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
     double exponentials = 0, distances = 0;
     for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
         const Number* scores = slice->scores + row * slice->width;
-        float some = 0, their_distances = 0;
-#pragma omp simd reduction(+ : some, their_distances)
-        for (int64_t i = 0; i < slice->width; i++) {
-            const float distance = number(scores[i]) - greatest;
+        Floats some = {}, their_distances = {};
+        int64_t i = 0;
+        for (; i + LANES <= slice->width; i += LANES) {
+            const Floats distance = load(scores + i) - greatest;
             some += exponential(distance), their_distances += distance;
         }
-        exponentials += some, distances += their_distances;
+        for (; i < slice->width; i++) {
+            const float distance = number(scores[i]) - greatest;
+            some[0] += exponential(distance), their_distances[0] += distance;
+        }
+        exponentials += total(some), distances += total(their_distances);
     }
     const double log_sum = std::log(exponentials), of_each = smoothing / vocabulary;
     const float log_less = float(log_sum), less = float(of_each), its_distance = number(*its_place) - greatest;
     if (is_learning) {
         for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
             Number* scores = slice->scores + row * slice->width;
-#pragma omp simd
-            for (int64_t i = 0; i < slice->width; i++)
+            int64_t i = 0;
+            for (; i + LANES <= slice->width; i += LANES)
+                store(exponential(load(scores + i) - greatest - log_less) - less, scores + i);
+            for (; i < slice->width; i++)
                 store(exponential(number(scores[i]) - greatest - log_less) - less, scores + i);
         }
         store(exponential(its_distance - log_less) - less - float(1 - smoothing), its_place);

@@ -71,6 +71,17 @@ inline Floats load(const Bfloat16* place) {
     return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
+inline void store(Floats values, float* place) { memcpy(place, &values, sizeof values); }
+
+inline void store(Floats values, Bfloat16* place) {
+#ifdef __AVX512BF16__
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)values);
+    memcpy(place, &rounded, sizeof rounded);
+#else
+    for (int i = 0; i < LANES; i++) store(values[i], place + i);
+#endif
+}
+
 inline Floats larger(Floats one, Floats other) { return one > other ? one : other; }
 
 inline float largest(Floats values) {
@@ -91,23 +102,32 @@ inline float total(Floats values) {
     return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-// e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2.
-inline float exponential(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float n = std::nearbyint(x * 1.44269504f);
-    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
+// e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2. Values: float, or Floats and Ints for its bits.
+template <class Values, class Bits>
+inline Values exponential(Values x) {
+    const Values least = Values{} - 87, most = Values{} + 88;
+    x = x < least ? least : x;
+    x = x > most ? most : x;
+    // To where neighbours are 1 apart: the last bits are the whole number.
+    const Values shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    const Values r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Values p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1;
-    const int32_t power = (int32_t(n) + 127) << 23;
-    float scale;
+    Bits power;
+    memcpy(&power, &shifted, sizeof power);
+    power = (power + 127) << 23;
+    Values scale;
     memcpy(&scale, &power, sizeof scale);
     return p * scale;
 }
+
+inline float exponential(float x) { return exponential<float, int32_t>(x); }
+
+inline Floats exponential(Floats x) { return exponential<Floats, Ints>(x); }
 
 // ---- Places of words
 
