@@ -1,11 +1,13 @@
-"""Causal attention on a CPU as plain matrix products and a softmax, for some queries at a time.
+"""Causal attention on a CPU, by faster ways than torch's fused kernels.
 
-torch's fused kernels for CPUs save the memory of the attention weights, but multiply in small blocks;
-plain products are faster, but for one case: in bfloat16, where the CPU has instructions for matrices
-(AMX), the fused forward pass takes half of their time. Queries are taken in groups, so that most of the
-keys that come later than a group are left out. The weights are made again in the backward pass and never
-kept, as in Dao et al. 2022 (https://arxiv.org/abs/2205.14135); those of texts of one group take little
-memory, and less time to keep than to make again.
+In bfloat16, without dropout, compiled code does it where that can be had (native/attention.cpp). Else
+there are plain matrix products and a softmax, for some queries at a time. torch's fused kernels for CPUs
+save the memory of the attention weights, but multiply in small blocks; plain products are faster, but
+for one case: in bfloat16, where the CPU has instructions for matrices (AMX), the fused forward pass
+takes half of their time. Queries are taken in groups, so that most of the keys that come later than a
+group are left out. The weights are made again in the backward pass and never kept, as in Dao et al. 2022
+(https://arxiv.org/abs/2205.14135); of plain products, those of texts of one group take little memory,
+and less time to keep than to make again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gptcli.models import native_attention
 from gptcli.models.attention_mask import later_keys
 from gptcli.training.device import cpu_capabilities
 
@@ -58,13 +61,13 @@ def plain_attention(
         )
         return found, None
     scale = width**-0.5 if scaling is None else scaling
-    if tokens <= QUERIES_AT_ONCE:
+    if tokens <= QUERIES_AT_ONCE and not native_attention.suits(query, dropout):
         attend_short: Any = _ShortAttention.apply
         parts = (_by_head(part) for part in (query, key, value))
         return attend_short(*parts, scale, dropout).view(query.shape).transpose(1, 2), None
     # Drawn here: what is dropped is the same again in the backward pass.
     seed = torch.randint(2**62, ()) if dropout else None
-    attended: Tensor = _attend(query, key, value, scale, dropout, seed)
+    attended: Tensor = _attend(query, key, value, scale, dropout, seed)[0]
     return attended, None
 
 
@@ -102,19 +105,26 @@ class _ShortAttention(torch.autograd.Function):
 @torch.library.custom_op("gptcli::attend", mutates_args=())
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, seed: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Return (batch, tokens, heads, width) values, and (batch, heads, tokens) for the backward pass.
+
+    The second are native_attention's, or zeros.
+    """
+    if native_attention.suits(query, dropout):
+        return native_attention.attend(query, key, value, scale)
+    batch, heads, tokens, width = query.shape
+    logarithms = query.new_zeros(batch, heads, tokens, dtype=torch.float32)
     if not dropout and query.dtype == torch.bfloat16 and _has_matrix_instructions():
         found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, True, scale=scale
         )[0]
-        return found.transpose(1, 2).contiguous()
-    batch, heads, tokens, width = query.shape
+        return found.transpose(1, 2).contiguous(), logarithms
     query, key, value = _scaled(query, scale), _by_head(key), _by_head(value)
     attended = value.new_empty(batch, tokens, heads, width)
     for first, end, weights, noise in _groups(query, key, dropout, seed):
         of_group = (weights * noise if dropout else weights) @ value[:, :end]
         attended[:, first:end] = of_group.view(batch, heads, end - first, width).transpose(1, 2)
-    return attended
+    return attended, logarithms
 
 
 @torch.library.custom_op("gptcli::attend_backward", mutates_args=())
@@ -123,11 +133,18 @@ def _attend_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    attended: Tensor,
+    logarithms: Tensor,
     scale: float,
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value. gradient: (batch, tokens, heads, width)."""
+    """Return the gradients of query, key and value.
+
+    gradient: (batch, tokens, heads, width). attended, logarithms: what `_attend` returned.
+    """
+    if native_attention.suits(query, dropout):
+        return native_attention.attend_backward(gradient, query, key, value, attended, logarithms, scale)
     shape = query.shape
     query, key, value = _scaled(query, scale), _by_head(key), _by_head(value)
     gradient = _by_head(gradient.transpose(1, 2))
@@ -201,9 +218,10 @@ def _has_matrix_instructions() -> bool:
 @_attend.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, seed: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = query.shape
-    return value.new_empty(batch, tokens, heads, width)
+    attended = value.new_empty(batch, tokens, heads, width)
+    return attended, query.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
 @_attend_backward.register_fake
@@ -212,6 +230,8 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    attended: Tensor,
+    logarithms: Tensor,
     scale: float,
     dropout: float,
     seed: Tensor | None,
@@ -219,15 +239,16 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, ctx.scale, ctx.dropout, seed = inputs
-    ctx.save_for_backward(query, key, value, seed)
+    ctx.save_for_backward(query, key, value, *output, seed)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, seed = ctx.saved_tensors
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, seed = ctx.saved_tensors
     gradients: tuple[Tensor, Tensor, Tensor] = _attend_backward(
-        gradient, query, key, value, ctx.scale, ctx.dropout, seed
+        gradient, *saved, ctx.scale, ctx.dropout, seed
     )
     return *gradients, None, None, None
 

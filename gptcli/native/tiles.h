@@ -166,10 +166,11 @@ inline Ints add_products(Ints sums, uint32_t inputs, Words weights) {
 #endif
 }
 
-// Compute the sums of COUNT tokens.
-template <int COUNT, class Sums, class Number>
+// Compute the sums of COUNT tokens. ADDS: to what is there.
+template <int COUNT, class Sums, bool ADDS, class Number>
 inline void multiply_few(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     Sums sums[COUNT][VECTORS] = {};
+    if (ADDS) memcpy(sums, outputs, sizeof sums);
     for (int64_t begin = 0; begin < words; begin += LANES, inputs += UNIT_WORDS, weights += VECTORS * LANES)
         for (int word = 0; word < LANES; word++)
             for (int vector = 0; vector < VECTORS; vector++) {
@@ -210,17 +211,22 @@ struct Amx {
         _tile_dpbf16ps(sums, inputs, weights); \
     else                                       \
         _tile_dpbusd(sums, inputs, weights);
+#define BEGIN_SUMS(tile, outputs)                \
+    if (ADDS)                                    \
+        _tile_loadd(tile, (outputs), 4 * TILE);  \
+    else                                         \
+        _tile_zero(tile);
 // Compilers do not see either that tiles are loaded from memory.
 #define WRITE_ALL_TO_MEMORY asm volatile("" ::: "memory");
 
 // Compute the sums of a unit: four tiles beside each other.
-template <class Sums, class Number>
+template <class Sums, bool ADDS, class Number>
 inline void multiply_unit(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     WRITE_ALL_TO_MEMORY
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    BEGIN_SUMS(0, outputs[0])
+    BEGIN_SUMS(1, outputs[0] + LANES)
+    BEGIN_SUMS(2, outputs[0] + 2 * LANES)
+    BEGIN_SUMS(3, outputs[0] + 3 * LANES)
     for (int64_t word = 0; word < words; word += LANES, inputs += UNIT_WORDS, weights += LANES * VECTORS) {
         for (int line = 0; line < LANES * VECTORS; line++) __builtin_prefetch(weights + LANES * VECTORS + line);
         _tile_loadd(4, inputs, 4 * LANES);
@@ -240,16 +246,16 @@ inline void multiply_unit(const uint32_t* inputs, const Words* weights, int64_t 
 }
 
 // Compute the sums of two units: two by two tiles, first for one half of the outputs, then for the other.
-template <class Sums, class Number>
+template <class Sums, bool ADDS, class Number>
 inline void multiply_two_units(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     WRITE_ALL_TO_MEMORY
     for (int half = 0; half < VECTORS; half += 2) {
         const uint32_t *one = inputs, *other = inputs + UNIT * words;
         const Words* some = weights + half * LANES;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        BEGIN_SUMS(0, outputs[0] + half * LANES)
+        BEGIN_SUMS(1, outputs[0] + (half + 1) * LANES)
+        BEGIN_SUMS(2, outputs[UNIT] + half * LANES)
+        BEGIN_SUMS(3, outputs[UNIT] + (half + 1) * LANES)
         for (int64_t word = 0; word < words; word += LANES) {
             _tile_loadd(4, one, 4 * LANES);
             _tile_loadd(6, some, 4 * LANES);
@@ -268,34 +274,36 @@ inline void multiply_two_units(const uint32_t* inputs, const Words* weights, int
     }
 }
 #undef ADD_PRODUCTS
+#undef BEGIN_SUMS
 #undef WRITE_ALL_TO_MEMORY
 #else
 struct Amx {
     const bool is_there = false;
 };
-template <class Sums, class Number>
+template <class Sums, bool ADDS, class Number>
 inline void multiply_unit(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
-template <class Sums, class Number>
+template <class Sums, bool ADDS, class Number>
 inline void multiply_two_units(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
 #endif
 
 // Compute the sums of some of `count` tokens, and return of how many; of what stands behind these, nothing is to be read.
-template <class Sums, class Number>
+// ADDS: to what is there.
+template <class Sums, bool ADDS = false, class Number>
 inline int64_t multiply_some(const uint32_t* inputs, int64_t count, const Words* weights, int64_t words,
                              Number (*outputs)[TILE], const Amx& amx) {
     // AMX always computes a unit. Of bytes, a single token is faster without.
     if (amx.is_there && (count > 1 || std::is_same<Sums, Floats>::value)) {
         if (count > UNIT)
-            multiply_two_units<Sums>(inputs, weights, words, outputs);
+            multiply_two_units<Sums, ADDS>(inputs, weights, words, outputs);
         else
-            multiply_unit<Sums>(inputs, weights, words, outputs);
+            multiply_unit<Sums, ADDS>(inputs, weights, words, outputs);
         return std::min<int64_t>(count, MANY);
     }
     if (count >= FEW) {
-        multiply_few<FEW, Sums>(inputs, weights, words, outputs);
+        multiply_few<FEW, Sums, ADDS>(inputs, weights, words, outputs);
         return FEW;
     }
-    multiply_few<1, Sums>(inputs, weights, words, outputs);
+    multiply_few<1, Sums, ADDS>(inputs, weights, words, outputs);
     return 1;
 }
 

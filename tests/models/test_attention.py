@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gptcli.models import attention
+from gptcli.models import attention, native_attention
 from gptcli.models.attention import plain_attention, use_plain_attention
 from gptcli.models.saving import save_model
+from gptcli.native.kernels import NoKernelError, build_kernels
 
 
 @pytest.fixture
@@ -94,12 +96,34 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
     return plain_attention(None, query, key, value, None, dropout)[0]
 
 
-def of_one_product(dtype: torch.dtype, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def of_one_product(
+    dtype: torch.dtype, tokens: int, batch: int = 2, heads: int = 4, width: int = 16
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values as GPT-2 has them: parts of one tensor."""
     torch.manual_seed(0)
-    product = torch.randn(2, tokens, 3, 4, 16).to(dtype)
+    product = torch.randn(batch, tokens, 3, heads, width).to(dtype)
     query, key, value = (part.transpose(1, 2).requires_grad_() for part in product.unbind(2))
     return query, key, value
+
+
+def with_gradients(inputs: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+    """Return the attended values, and the gradients of queries, keys and values."""
+    found = attend(inputs[0], inputs[1], inputs[2])
+    return [found, *torch.autograd.grad(found, inputs, gradient)]
+
+
+def exact_with_gradients(inputs: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+    """Return the same by torch in float64."""
+    query, key, value = exact = [part.detach().double().requires_grad_() for part in inputs]
+    found = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    return [found, *torch.autograd.grad(found, exact, gradient.double())]
+
+
+def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Return how large the error of each is, next to what is expected."""
+    return [
+        ((one - other).norm() / other.norm()).item() for one, other in zip(found, expected, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -118,7 +142,8 @@ def test_gradients_are_those_of_the_function_that_is_computed(
     assert torch.autograd.gradcheck(function, inputs)
 
 
-# In bfloat16 there are two ways, and where a CPU has instructions for matrices it takes the second.
+# In bfloat16 there are two ways without compiled code, and where a CPU has instructions for matrices it
+# takes the second.
 @pytest.mark.parametrize(
     ("dtype", "is_fused", "tolerance"),
     [(torch.float32, False, 1e-6), (torch.bfloat16, False, 0.01), (torch.bfloat16, True, 0.01)],
@@ -128,14 +153,92 @@ def test_values_and_gradients_equal_those_of_exact_attention_but_for_rounding(
 ) -> None:
     monkeypatch.setattr(attention, "_has_matrix_instructions", lambda: is_fused)
     inputs = of_one_product(dtype, attention.QUERIES_AT_ONCE + 50)
-    query, key, value = exact = tuple(part.detach().double().requires_grad_() for part in inputs)
-    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
-    gradient = torch.randn(expected.shape)
-    found = attend(*inputs)
-    of_found = torch.autograd.grad(found, inputs, gradient.to(dtype))
-    of_expected = torch.autograd.grad(expected, exact, gradient.to(dtype).double())
-    for one, other in zip((found, *of_found), (expected, *of_expected), strict=True):
-        assert (one - other).norm() <= tolerance * other.norm()
+    gradient = torch.randn(2, attention.QUERIES_AT_ONCE + 50, 4, 16).to(dtype)
+    found, expected = with_gradients(inputs, gradient), exact_with_gradients(inputs, gradient)
+    assert max(errors(found, expected)) <= tolerance
+
+
+@pytest.fixture
+def _kernel() -> None:
+    try:
+        build_kernels("attention")
+    except NoKernelError as error:
+        pytest.skip(f"no compiled code here: {error}")
+
+
+# Whole blocks of 64 queries, and not; widths of whole tiles of 64 numbers, and not.
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"),
+    [(1, 2, 1, 32), (3, 64, 2, 32), (2, 65, 3, 64), (1, 256, 2, 96), (2, 333, 2, 64), (1, 512, 3, 128)],
+)
+def test_compiled_code_is_as_exact_as_torch_in_bfloat16(
+    batch: int, tokens: int, heads: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = of_one_product(torch.bfloat16, tokens, batch, heads, width)
+    gradient = torch.randn(batch, tokens, heads, width).bfloat16()
+    expected = exact_with_gradients(inputs, gradient)
+    assert native_attention.suits(inputs[0], 0.0)
+    found = errors(with_gradients(inputs, gradient), expected)
+    monkeypatch.setattr(native_attention, "_has_kernel", lambda: False)
+    by_torch = errors(with_gradients(inputs, gradient), expected)
+    for one, other in zip(found, by_torch, strict=True):
+        assert one <= 1.05 * other + 1e-4
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_compiled_code_finds_the_same_with_any_number_of_threads() -> None:
+    inputs = of_one_product(torch.bfloat16, 200, batch=1, heads=3, width=64)
+    gradient = torch.randn(1, 200, 3, 64).bfloat16()
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(with_gradients(inputs, gradient))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_compiled_code_takes_parts_that_lie_anywhere_and_scores_far_from_0() -> None:
+    query, key, value = of_one_product(torch.bfloat16, 100, width=32)
+    gradient = torch.randn(2, 100, 4, 32).bfloat16()
+    large = [(part.detach() * 30).requires_grad_() for part in (query, key)] + [value]
+    assert max(errors(with_gradients(large, gradient), exact_with_gradients(large, gradient))) < 0.02
+    # Of which no numbers of a token lie beside each other.
+    apart = [
+        part.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for part in large
+    ]
+    spread = gradient.transpose(1, 3).contiguous().transpose(1, 3)
+    assert all(map(torch.equal, with_gradients(apart, spread), with_gradients(large, gradient)))
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_compiled_code_lets_no_token_look_at_a_later_one_nor_hides_what_is_no_number() -> None:
+    query, key, value = (part.detach() for part in of_one_product(torch.bfloat16, 150, width=32))
+    before = attend(query, key, value)
+    for part in (query, key, value):
+        part[:, :, 100:] = 7
+    after = attend(query, key, value)
+    assert torch.equal(before[:, :100], after[:, :100])
+    assert not torch.equal(before[:, 100:], after[:, 100:])
+    key[:, :, 3] = torch.nan
+    assert attend(query, key, value)[:, 3:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "dropout"),
+    [(torch.float32, 32, 0.0), (torch.bfloat16, 48, 0.0), (torch.bfloat16, 32, 0.1)],
+)
+def test_compiled_code_is_for_whole_heads_in_bfloat16_without_dropout(
+    dtype: torch.dtype, width: int, dropout: float
+) -> None:
+    query, key, value = of_one_product(dtype, 20, width=width)
+    assert not native_attention.suits(query, dropout)
+    assert attend(query, key, value, dropout).shape == (2, 20, 4, width)
 
 
 def test_no_weights_of_long_texts_are_kept() -> None:
@@ -148,10 +251,14 @@ def test_no_weights_of_long_texts_are_kept() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         attend(*inputs)
-    assert [tensor.data_ptr() for tensor in kept] == [part.data_ptr() for part in inputs]
+    assert [tensor.data_ptr() for tensor in kept[:3]] == [part.data_ptr() for part in inputs]
+    assert max(tensor.numel() for tensor in kept) == inputs[0].numel()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_compilers_may_take_it_as_one_operator(dropout: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "dropout"), [(torch.float32, 0.0), (torch.float32, 0.3), (torch.bfloat16, 0.0)]
+)
+def test_compilers_may_take_it_as_one_operator(dtype: torch.dtype, dropout: float) -> None:
     seed = torch.tensor(3) if dropout else None
-    torch.library.opcheck(attention._attend, (*of_one_product(torch.float32, 20), 0.25, dropout, seed))
+    inputs = of_one_product(dtype, 20, width=32)
+    torch.library.opcheck(attention._attend, (*inputs, 0.25, dropout, seed))
