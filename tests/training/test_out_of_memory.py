@@ -128,7 +128,8 @@ def test_memory_that_runs_out_in_an_evaluation_halves_the_micro_batch(
     pretrain(config_file, tmp_path / "other", *settings)
     scores = [metrics_of(tmp_path / run)[-1] for run in ("run", "other")]
     assert scores[0]["split"] == "validation"
-    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6, abs=0)
+    # Muon multiplies in bfloat16, which makes the last digits larger.
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-5, abs=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
