@@ -62,8 +62,6 @@ inline Floats power_of_2(Floats x) {
     return x < -126 ? Floats{} : (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
-inline void store_floats(Floats values, float* place) { memcpy(place, &values, sizeof values); }
-
 inline void store_words(Words values, uint32_t* place) { memcpy(place, &values, sizeof values); }
 
 // Words of one number of `low` and one of `high`, rounded.
@@ -93,7 +91,7 @@ inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
     store_words((Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first), place);
 #else
     float numbers[2 * LANES];
-    store_floats(first, numbers), store_floats(second, numbers + LANES);
+    store(first, numbers), store(second, numbers + LANES);
     round_some(numbers, place);
 #endif
 }
@@ -276,9 +274,9 @@ struct Forward {
             total += one + other;
             store_words(pair(one, other), (uint32_t*)weights.data() + weight_place(key / 2, n));
         }
-        store_floats(most, greatest), store_floats(total, totals);
+        store(most, greatest), store(total, totals);
         if (mixed)
-            for (int64_t i = 0; i < size; i++) store_floats(load(mixed[i] + n) * change, mixed[i] + n);
+            for (int64_t i = 0; i < size; i++) store(load(mixed[i] + n) * change, mixed[i] + n);
     }
 };
 
