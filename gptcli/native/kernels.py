@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -53,14 +54,22 @@ def build_kernels(name: str) -> ctypes.CDLL:
     digest = hashlib.sha256(content + "\n".join((*flags, *_processor())).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     file = Path(root) / "gptcli" / "native" / f"{name}-{digest[:32]}.so"
-    with suppress(OSError):  # Not there, or damaged.
-        return ctypes.CDLL(str(file))
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_nobody_else_writes(file.parent)
+        with suppress(OSError):  # Not there, or damaged.
+            return ctypes.CDLL(str(file))
         _compile(source, flags, file)
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise NoKernelError(str(error)) from error
+
+
+def _check_nobody_else_writes(folder: Path) -> None:
+    # What lies in it is run.
+    facts = folder.stat()
+    if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NoKernelError(f"others may write to {folder}: chmod 700 it, or remove it")
 
 
 def _compile(source: Path, flags: tuple[str, ...], file: Path) -> None:

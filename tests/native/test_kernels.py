@@ -73,6 +73,13 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
     assert list(cache.iterdir()) == []
 
 
+def test_nothing_is_run_from_a_folder_that_others_write_to(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o770)
+    with pytest.raises(NoKernelError, match="others may write to .*native: chmod 700 it"):
+        build_kernels("forward")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

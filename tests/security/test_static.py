@@ -37,10 +37,17 @@ ARGUMENTS = {
     "Loader": "yaml.SafeLoader",
 }
 FORBIDDEN_ARGUMENTS = {"shell", "allow_pickle", "allow_all_kernels", "use_kernels", "custom_generate"}
-# Starting programs: `gptcli doctor` starts gptcli itself.
-STARTS_PROGRAMS = {"gptcli.pipelines.doctor"}
-# Calling C: one function of the C library that the process already runs on.
-CALLS_C = {"gptcli.training.device"}
+# Starting programs: `gptcli doctor` starts gptcli itself; compiled code needs a compiler.
+STARTS_PROGRAMS = {"gptcli.pipelines.doctor", "gptcli.native.kernels"}
+# Calling C: functions of the C library that the process already runs on, and what gptcli compiles of its
+# own source, into a folder that nobody else may write to.
+CALLS_C = {
+    "gptcli.training.device",
+    "gptcli.native.kernels",
+    "gptcli.models.native_attention",
+    "gptcli.models.native_forward",
+    "gptcli.training.native_loss",
+}
 
 
 def problems_in(module: str, source: str) -> list[str]:
