@@ -76,7 +76,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
 def test_nothing_is_run_from_a_folder_that_others_write_to(cache: Path) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o770)
-    with pytest.raises(NoKernelError, match="others may write to .*native: chmod 700 it"):
+    with pytest.raises(NoKernelError, match=r"others may write to .*native: chmod 700 it"):
         build_kernels("forward")
 
 
