@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+NAMES = sorted(file.stem for file in _FOLDER.glob("*.cpp"))
 COMPILERS = ("g++", "c++", "clang++")
 # Errors and traps of mathematics are not looked at; without, loops with rounding are not vectorized.
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")

@@ -28,7 +28,7 @@ from gptcli.generation.sampling import Sampling
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.loading import load_model
-from gptcli.native.kernels import NoKernelError, build_kernels
+from gptcli.native.kernels import NAMES, NoKernelError, build_kernels
 from gptcli.pipelines.train import run_training
 from gptcli.training.checkpoint import list_checkpoints, step_of
 from gptcli.training.device import choose_compute
@@ -100,9 +100,10 @@ def _precision() -> str:
 
 def _compiled_code() -> str:
     try:
-        build_kernels("forward")
+        for name in NAMES:
+            build_kernels(name)
     except NoKernelError as error:
-        return f"none for new tokens in bf16 and int8, which take longer without: {error}"
+        return f"none; training and new tokens in bf16 and int8 take longer without: {error}"
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 32, "vocab_size": 100}
     model = new_model(gpt2_config(dropout=0, end_of_text_id=0, **sizes), seed=0).eval()
     with torch.no_grad():
@@ -116,7 +117,7 @@ def _compiled_code() -> str:
     compiled, by_operators = likely
     if not torch.allclose(compiled, by_operators, rtol=0, atol=0.1):
         raise EnvironmentProblem("it finds other next tokens likely than torch's operators do.")
-    return "for new tokens in bf16 and int8; it agrees with torch's operators"
+    return "for training and new tokens on the CPU; agrees with torch's operators"
 
 
 def _disk(folder: Path) -> str:
