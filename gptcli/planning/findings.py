@@ -101,7 +101,8 @@ def _of_data(plan: Plan, tokens: int) -> Iterator[str]:
         yield f"{begin}: a larger model would learn more with the same compute, if it may be larger."
     else:
         yield f"{begin}."
-    if plan.epochs is not None and plan.epochs > USEFUL_EPOCHS:
+    # The last step may begin the next pass.
+    if plan.epochs is not None and round(plan.epochs, 1) > USEFUL_EPOCHS:
         yield (
             f"Your text is read {in_ratio(plan.epochs)} times: up to about {USEFUL_EPOCHS} times is "
             f"nearly as good as new text, beyond {LAST_EPOCHS} little is gained (Muennighoff et al. "

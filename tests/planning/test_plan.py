@@ -165,6 +165,14 @@ def test_too_many_epochs_are_said() -> None:
     assert "Your text is read" not in said(few)
 
 
+def test_a_run_of_four_passes_by_default_is_not_warned_of_them() -> None:
+    # 2,016,000 tokens in steps of 32 x 128 are 492.2 steps, so the last one begins the fifth pass.
+    plan = plan_of(settings_of(model={"size": "mini", "context_length": 128}), text_of(504_000))
+    assert plan.epochs is not None
+    assert 4 < plan.epochs < 4.05
+    assert "Your text is read" not in said(plan)
+
+
 def test_what_does_not_fit_is_said_first() -> None:
     plan = plan_of(settings_of(training={"max_steps": 10}), text_of(6_400), flops_per_second=1e6)
     assert plan.seconds is not None
