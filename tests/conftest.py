@@ -30,6 +30,7 @@ from gptcli.config.schema import ModelSettings, TokenizerTraining
 from gptcli.data.tokenizing import train_tokenizer
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
+from gptcli.native.kernels import NoKernelError, build_kernels
 
 REPOSITORY = Path(__file__).parent.parent
 # For a command in a process of its own, on a busy machine.
@@ -193,3 +194,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data sets (../shared/data) are not here")
     return SHARED_DATA
+
+
+def skip_without_compiled_code(name: str) -> None:
+    """Skip a test of native/NAME.cpp where it cannot be compiled."""
+    try:
+        build_kernels(name)
+    except NoKernelError as error:
+        pytest.skip(f"no compiled code here: {error}")

@@ -58,23 +58,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
     attended = query.new_empty(batch, tokens, heads, width)
     logarithms = query.new_empty(batch, heads, tokens, dtype=torch.float32)
     query, key, value = map(_with_whole_rows, (query, key, value))
-    _kernel().gptcli_attend(
-        ctypes.byref(
-            _Attention(
-                query=_part(query),
-                key=_part(key),
-                value=_part(value),
-                attended=_part(attended.transpose(1, 2)),
-                logarithms=logarithms.data_ptr(),
-                sequences=batch,
-                heads=heads,
-                tokens=tokens,
-                size=width,
-                scale=scale,
-            )
-        ),
-        torch.get_num_threads(),
+    arguments = _arguments(
+        logarithms, scale, query=query, key=key, value=value, attended=attended.transpose(1, 2)
     )
+    _kernel().gptcli_attend(ctypes.byref(arguments), torch.get_num_threads())
     return attended, logarithms
 
 
@@ -91,34 +78,25 @@ def attend_backward(
 
     gradient: of attended, (batch, tokens, heads, width) both. The others as in `attend`.
     """
-    batch, heads, tokens, width = query.shape
     query, key, value, gradient, attended = map(
         _with_whole_rows, (query, key, value, gradient.transpose(1, 2), attended.transpose(1, 2))
     )
     of_query, of_key, of_value = (
         torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)
     )
-    _kernel().gptcli_attend_backward(
-        ctypes.byref(
-            _Attention(
-                query=_part(query),
-                key=_part(key),
-                value=_part(value),
-                attended=_part(attended),
-                of_attended=_part(gradient),
-                of_query=_part(of_query),
-                of_key=_part(of_key),
-                of_value=_part(of_value),
-                logarithms=logarithms.data_ptr(),
-                sequences=batch,
-                heads=heads,
-                tokens=tokens,
-                size=width,
-                scale=scale,
-            )
-        ),
-        torch.get_num_threads(),
+    arguments = _arguments(
+        logarithms,
+        scale,
+        query=query,
+        key=key,
+        value=value,
+        attended=attended,
+        of_attended=gradient,
+        of_query=of_query,
+        of_key=of_key,
+        of_value=of_value,
     )
+    _kernel().gptcli_attend_backward(ctypes.byref(arguments), torch.get_num_threads())
     return of_query, of_key, of_value
 
 
@@ -138,5 +116,18 @@ def _with_whole_rows(part: Tensor) -> Tensor:
     return part if part.stride(-1) == 1 else part.contiguous()
 
 
-def _part(part: Tensor) -> _Part:
-    return _Part(part.data_ptr(), *part.stride()[:3])
+def _arguments(logarithms: Tensor, scale: float, **parts: Tensor) -> _Attention:
+    """Return what compiled code is given, of tensors that the caller keeps.
+
+    parts: (batch, heads, tokens, width) each, by their names there.
+    """
+    sequences, heads, tokens, size = parts["query"].shape
+    return _Attention(
+        **{name: _Part(part.data_ptr(), *part.stride()[:3]) for name, part in parts.items()},
+        logarithms=logarithms.data_ptr(),
+        sequences=sequences,
+        heads=heads,
+        tokens=tokens,
+        size=size,
+        scale=scale,
+    )

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from gptcli.models import attention, native_attention
 from gptcli.models.attention import plain_attention, use_plain_attention
 from gptcli.models.saving import save_model
-from gptcli.native.kernels import NoKernelError, build_kernels
+from tests.conftest import skip_without_compiled_code
 
 
 @pytest.fixture
@@ -160,10 +160,7 @@ def test_values_and_gradients_equal_those_of_exact_attention_but_for_rounding(
 
 @pytest.fixture
 def _kernel() -> None:
-    try:
-        build_kernels("attention")
-    except NoKernelError as error:
-        pytest.skip(f"no compiled code here: {error}")
+    skip_without_compiled_code("attention")
 
 
 # Whole blocks of 64 queries, and not; widths of whole tiles of 64 numbers, and not.

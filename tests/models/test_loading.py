@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptcli.errors import ModelError
 from gptcli.models.loading import LoadedModel, load_model
+from tests.models.conftest import change_config
 
 IDS = torch.tensor([[5, 9, 17, 0, 3]])
 
@@ -30,17 +29,6 @@ def refusal(name: str | Path) -> str:
         load(name)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture
-def folder(model_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the saved model, to be damaged."""
-    return Path(shutil.copytree(model_folder, tmp_path / "model"))
-
-
-def change_config(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from gptcli.generation.sampling import Sampling
 from gptcli.models.activation import fuse_activation
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.native_forward import NativeForward
-from gptcli.native.kernels import NoKernelError, build_kernels
 from gptcli.training.device import multiplies_int8
+from tests.conftest import skip_without_compiled_code
 
 CONTEXT_LENGTH = 256
 VOCABULARY = 300  # Not a multiple of a tile's outputs.
@@ -22,10 +22,7 @@ VOCABULARY = 300  # Not a multiple of a tile's outputs.
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernel() -> None:
-    try:
-        build_kernels("forward")
-    except NoKernelError as error:
-        pytest.skip(f"no compiled code here: {error}")
+    skip_without_compiled_code("forward")
 
 
 def make_model(**settings: Any) -> GPT2LMHeadModel:

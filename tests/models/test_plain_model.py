@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,10 @@ from gptcli.errors import ModelError
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.loading import load_model
 from gptcli.models.plain_model import load_for_decoding, plain_model
+from tests.models.conftest import change_config
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 9, 17, 0, 3]])
-
-
-@pytest.fixture
-def folder(model_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the saved model, to be changed."""
-    return Path(shutil.copytree(model_folder, tmp_path / "model"))
-
-
-def change_config(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def change_weights(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.native.kernels import NoKernelError, build_kernels
 from gptcli.training.native_loss import NativeLoss
+from tests.conftest import skip_without_compiled_code
 
 # Relative distance between neighbours, halved by rounding to the nearest; and for sums in float32.
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 4e-6}
@@ -19,10 +19,7 @@ DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernel() -> None:
-    try:
-        build_kernels("loss")
-    except NoKernelError as error:
-        pytest.skip(f"no compiled code here: {error}")
+    skip_without_compiled_code("loss")
 
 
 def native(dtype: torch.dtype) -> NativeLoss:
