@@ -13,7 +13,6 @@ and less time to keep than to make again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from gptcli.models import native_attention
 from gptcli.models.attention_mask import later_keys
-from gptcli.training.device import cpu_capabilities
+from gptcli.native import attention as native_attention
+from gptcli.native.processor import multiplies_tiles
 
 PLAIN_ATTENTION = "gptcli_plain_attention"
 # Beyond it, the memory of the weights is no longer little.
@@ -114,7 +113,7 @@ def _attend(
         return native_attention.attend(query, key, value, scale)
     batch, heads, tokens, width = query.shape
     logarithms = query.new_zeros(batch, heads, tokens, dtype=torch.float32)
-    if not dropout and query.dtype == torch.bfloat16 and _has_matrix_instructions():
+    if not dropout and query.dtype == torch.bfloat16 and multiplies_tiles():
         found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, True, scale=scale
         )[0]
@@ -208,11 +207,6 @@ def _dropout_noise(weights: Tensor, probability: float, generator: torch.Generat
         return weights.new_empty(0)
     noise = torch.empty_like(weights).bernoulli_(1 - probability, generator=generator)
     return noise.div_(1 - probability)
-
-
-@lru_cache(maxsize=1)
-def _has_matrix_instructions() -> bool:
-    return bool(cpu_capabilities().get("amx_bf16"))
 
 
 @_attend.register_fake

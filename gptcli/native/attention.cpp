@@ -1,4 +1,4 @@
-// Causal attention of whole texts in bfloat16 and its gradients, as models/native_attention.py calls them.
+// Causal attention of whole texts in bfloat16 and its gradients, as native/attention.py calls them.
 //
 // As in Dao 2023 (https://arxiv.org/abs/2307.08691), the attention weights are made for some queries and keys at a time and
 // are never kept: the backward pass makes them again of the scores and their logarithm of a sum, which each query has.
@@ -62,112 +62,48 @@ inline Floats power_of_2(Floats x) {
     return x < -126 ? Floats{} : (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
-inline void store_words(Words values, uint32_t* place) { memcpy(place, &values, sizeof values); }
-
-// Words of one number of `low` and one of `high`, rounded.
-inline Words pair(Floats low, Floats high) {
-#ifdef __AVX512BF16__
-    static constexpr struct alignas(64) {
-        uint16_t places[32];
-    } both = {{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}};
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    return (Words)_mm512_permutexvar_epi16(_mm512_load_si512(&both), halves);
-#else
-    Words words;
-    for (int i = 0; i < LANES; i++) {
-        Bfloat16 halves[2];
-        store(low[i], &halves[0]), store(high[i], &halves[1]);
-        uint32_t word;
-        memcpy(&word, halves, sizeof word);
-        words[i] = word;
-    }
-    return words;
-#endif
-}
-
-// Words of two neighbours each: those of `first`, and behind them those of `second`.
-inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
-#ifdef __AVX512BF16__
-    store_words((Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first), place);
-#else
-    float numbers[2 * LANES];
-    store(first, numbers), store(second, numbers + LANES);
-    round_some(numbers, place);
-#endif
-}
-
 // ---- Units of 16 by 16 words
 
-struct alignas(64) Unit {
-    Words lines[UNIT];
+// Take the words of 16 tokens from `first` on, which hold 32 numbers from `number` on. Zeros behind the last token.
+void take_tokens(Unit& unit, const Tokens& tokens, int64_t first, int64_t number) {
+    for (int64_t n = 0; n < UNIT; n++)
+        if (first + n < tokens.count)
+            memcpy(&unit.lines[n], tokens[first + n] + number, sizeof unit.lines[n]);
+        else
+            unit.lines[n] = Words{};
+}
 
-    // Take the words of 16 tokens from `first` on, which hold 32 numbers from `number` on. Zeros behind the last token.
-    void take_tokens(const Tokens& tokens, int64_t first, int64_t number) {
-        for (int64_t n = 0; n < UNIT; n++)
-            if (first + n < tokens.count)
-                memcpy(&lines[n], tokens[first + n] + number, sizeof lines[n]);
-            else
-                lines[n] = Words{};
-    }
-
-    // Take the words of 16 pairs of tokens, which hold 16 numbers.
-    void take_pairs(const Tokens& tokens, int64_t first, int64_t number) {
-        const auto word = [&](int64_t n) { return n < tokens.count ? (Words)load(tokens[n] + number) : Words{}; };
-        for (int64_t n = 0; n < UNIT; n++) lines[n] = word(first + 2 * n) >> 16 | word(first + 2 * n + 1);
-    }
-
-    void transpose() {
-#ifdef __AVX512F__
-        const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#pragma GCC unroll 4
-        for (uint32_t step = 1; step < UNIT; step *= 2) {
-            // Change the places of squares of this size. In the second vector, lanes count from 16 on.
-            const Words is_upper = (Words)((lanes & step) != 0);
-            const Words lower = is_upper ? lanes - step + UNIT : lanes, upper = is_upper ? lanes + UNIT : lanes + step;
-#pragma GCC unroll 16
-            for (uint32_t n = 0; n < UNIT; n++)
-                if (!(n & step)) {
-                    const __m512i one = (__m512i)lines[n], other = (__m512i)lines[n + step];
-                    lines[n] = (Words)_mm512_permutex2var_epi32(one, (__m512i)lower, other);
-                    lines[n + step] = (Words)_mm512_permutex2var_epi32(one, (__m512i)upper, other);
-                }
-        }
-#else
-        for (int n = 0; n < UNIT; n++)
-            for (int word = 0; word < n; word++) {
-                const uint32_t kept = lines[n][word];
-                lines[n][word] = lines[word][n];
-                lines[word][n] = kept;
-            }
-#endif
-    }
-};
+// Take the words of 16 pairs of tokens, which hold 16 numbers.
+void take_pairs(Unit& unit, const Tokens& tokens, int64_t first, int64_t number) {
+    const auto word = [&](int64_t n) { return n < tokens.count ? (Words)load(tokens[n] + number) : Words{}; };
+    for (int64_t n = 0; n < UNIT; n++) unit.lines[n] = word(first + 2 * n) >> 16 | word(first + 2 * n + 1);
+}
 
 // ---- A block of tokens from `first` on, as inputs or weights
 
 // Inputs: a row for each token.
 void rows_of_tokens(const Tokens& tokens, int64_t first, int64_t size, Unit* units) {
     for (int64_t n = 0; n < BLOCK; n += UNIT)
-        for (int64_t i = 0; i < size; i += 2 * LANES) (units++)->take_tokens(tokens, first + n, i);
+        for (int64_t i = 0; i < size; i += 2 * LANES) take_tokens(*units++, tokens, first + n, i);
 }
 
 // Inputs: a row for each of a token's numbers.
 void rows_of_numbers(const Tokens& tokens, int64_t first, int64_t size, Unit* units) {
     for (int64_t i = 0; i < size; i += UNIT)
-        for (int64_t n = 0; n < BLOCK; n += 2 * LANES, units++) units->take_pairs(tokens, first + n, i), units->transpose();
+        for (int64_t n = 0; n < BLOCK; n += 2 * LANES, units++) take_pairs(*units, tokens, first + n, i), units->transpose();
 }
 
 // Weights: an output for each token.
 void outputs_of_tokens(const Tokens& tokens, int64_t first, int64_t size, Unit* units) {
     for (int64_t i = 0; i < size; i += 2 * LANES)
-        for (int64_t n = 0; n < BLOCK; n += UNIT, units++) units->take_tokens(tokens, first + n, i), units->transpose();
+        for (int64_t n = 0; n < BLOCK; n += UNIT, units++) take_tokens(*units, tokens, first + n, i), units->transpose();
 }
 
 // Weights: an output for each of a token's numbers, in tiles. What is behind the last number stays as it is.
 void outputs_of_numbers(const Tokens& tokens, int64_t first, int64_t size, Unit* units) {
     for (int64_t i = 0; i < size; i += UNIT)
         for (int64_t n = 0; n < BLOCK; n += 2 * UNIT)
-            units[i / TILE * BLOCK_UNITS + (weight_place(n / 2, i % TILE)) / UNIT_WORDS].take_pairs(tokens, first + n, i);
+            take_pairs(units[i / TILE * BLOCK_UNITS + (weight_place(n / 2, i % TILE)) / UNIT_WORDS], tokens, first + n, i);
 }
 
 // Products of `count` rows with a tile's weights.

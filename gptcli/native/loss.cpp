@@ -1,4 +1,4 @@
-// The loss of next-token prediction, as training/native_loss.py calls it.
+// The loss of next-token prediction, as native/loss.py calls it.
 //
 // A row of scores is read from memory once: what is computed from it again, it still lies in the cache for.
 

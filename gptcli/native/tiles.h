@@ -144,6 +144,70 @@ inline void round_some(const float* numbers, uint32_t* words) {
     for (int i = 0; i < 2 * LANES; i++) store(numbers[i], (Bfloat16*)words + i);
 }
 
+inline void store_words(Words values, uint32_t* place) { memcpy(place, &values, sizeof values); }
+
+// Words of one number of `low` and one of `high`, rounded.
+inline Words pair(Floats low, Floats high) {
+#ifdef __AVX512BF16__
+    static constexpr struct alignas(64) {
+        uint16_t places[32];
+    } both = {{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}};
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (Words)_mm512_permutexvar_epi16(_mm512_load_si512(&both), halves);
+#else
+    Words words;
+    for (int i = 0; i < LANES; i++) {
+        Bfloat16 halves[2];
+        store(low[i], &halves[0]), store(high[i], &halves[1]);
+        uint32_t word;
+        memcpy(&word, halves, sizeof word);
+        words[i] = word;
+    }
+    return words;
+#endif
+}
+
+// Words of two neighbours each: those of `first`, and behind them those of `second`.
+inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
+#ifdef __AVX512BF16__
+    store_words((Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first), place);
+#else
+    float numbers[2 * LANES];
+    store(first, numbers), store(second, numbers + LANES);
+    round_some(numbers, place);
+#endif
+}
+
+struct alignas(64) Unit {
+    Words lines[UNIT];
+
+    void transpose() {
+#ifdef __AVX512F__
+        const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+        for (uint32_t step = 1; step < UNIT; step *= 2) {
+            // Change the places of squares of this size. In the second vector, lanes count from 16 on.
+            const Words is_upper = (Words)((lanes & step) != 0);
+            const Words lower = is_upper ? lanes - step + UNIT : lanes, upper = is_upper ? lanes + UNIT : lanes + step;
+#pragma GCC unroll 16
+            for (uint32_t n = 0; n < UNIT; n++)
+                if (!(n & step)) {
+                    const __m512i one = (__m512i)lines[n], other = (__m512i)lines[n + step];
+                    lines[n] = (Words)_mm512_permutex2var_epi32(one, (__m512i)lower, other);
+                    lines[n + step] = (Words)_mm512_permutex2var_epi32(one, (__m512i)upper, other);
+                }
+        }
+#else
+        for (int n = 0; n < UNIT; n++)
+            for (int word = 0; word < n; word++) {
+                const uint32_t kept = lines[n][word];
+                lines[n][word] = lines[word][n];
+                lines[word][n] = kept;
+            }
+#endif
+    }
+};
+
 // ---- Products of a tile. Sums: Floats, of bfloat16, or Ints, of bytes.
 
 inline Floats add_products(Floats sums, uint32_t inputs, Words weights) {

@@ -17,6 +17,7 @@ from gptcli.data.progress import Notify
 from gptcli.errors import EnvironmentProblem
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import use_plain_attention
+from gptcli.models.linear import use_native_products
 from gptcli.planning.findings import Limits
 from gptcli.planning.machine import Machine, this_machine
 from gptcli.planning.measurement import Measurement
@@ -133,6 +134,7 @@ def new_shape(shape: Shape, settings: Settings, compute: Compute) -> Any:
     model = new_model(config, seed=0).to(compute.device)
     if compute.device.type == "cpu":
         use_plain_attention(model)
+        use_native_products(model)
     return model
 
 

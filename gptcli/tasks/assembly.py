@@ -27,6 +27,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.generation.samples import SampleWriter
 from gptcli.models.adapters import without_adapters
 from gptcli.models.attention import use_plain_attention
+from gptcli.models.linear import use_native_products
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.planning.memory import Device, automatic_micro_batch_size
@@ -128,6 +129,7 @@ def assemble_job(
     model = trainable.model.to(compute.device)
     if compute.device.type == "cpu":
         use_plain_attention(model)
+        use_native_products(model)
     tokens = training.max_steps * tokens_per_step
     is_compiled, why = choose_compilation(settings, compute, count_parameters(model), tokens)
     # A resumed run goes on with the same kernels: others round otherwise.

@@ -6,12 +6,12 @@ import ctypes
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gptcli.config.schema import RuntimeSettings
 from gptcli.errors import EnvironmentProblem
+from gptcli.native.processor import cpu_capabilities
 from gptcli.planning.machine import memory_bytes
 
 # Of malloc.h: no mapping of its own for a large block, nothing given back, 64 MiB more at a time, and
@@ -116,12 +116,6 @@ def multiplies_int8() -> bool:
         and hasattr(torch.ops.onednn, "qlinear_prepack")
         and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
     )
-
-
-def cpu_capabilities() -> dict[str, Any]:
-    """Return which instructions the processor has, by name."""
-    # Public since torch 2.11; on older ones the CPU counts as one without.
-    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _promises_all() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptcli.data.batches import IGNORED
-from gptcli.training.native_loss import NativeLoss
+from gptcli.native import product as native_product
+from gptcli.native.loss import NativeLoss
 
 # Rows whose scores are in memory at once: more need fewer sums over the weight's gradient.
 ROWS = {"cpu": 1024}
 ROWS_GPU = 4096
-# Scores of which a CPU without compiled code (native_loss) makes probabilities at once, in float32: few
+# Scores of which a CPU without compiled code (native.loss) makes probabilities at once, in float32: few
 # enough for its cache.
 NUMBERS_AT_ONCE = 2**20
 # Words of a slice of the vocabulary on a CPU: tensors no larger than those of the layers fit into the
@@ -112,6 +113,58 @@ def _compiled() -> LossAndChange:
     return cast(LossAndChange, torch.compile(_fusable_loss_and_change, dynamic=False))
 
 
+class _Products(Protocol):
+    """How the head's products are made."""
+
+    def weights(self, head: Tensor) -> Tensor:
+        """Return some of the head's weights, (words, width), as the others take them."""
+
+    def scores(self, inputs: Tensor, head: Tensor) -> Tensor:
+        """Return (rows, words) of (rows, width)."""
+
+    def put(self, left: Tensor, right: Tensor, outputs: Tensor, *, adds: bool) -> None:
+        """Put the product into `outputs`; adds: to what is there."""
+
+
+class _TorchProducts:
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self._dtype, self._native = dtype, NativeLoss.of(device, dtype)
+
+    def weights(self, head: Tensor) -> Tensor:
+        return head.to(self._dtype)
+
+    def scores(self, inputs: Tensor, head: Tensor) -> Tensor:
+        return F.linear(inputs, head)
+
+    def put(self, left: Tensor, right: Tensor, outputs: Tensor, *, adds: bool) -> None:
+        product = left @ right
+        if not adds:
+            outputs.copy_(product)
+        elif self._native is not None:
+            self._native.add(product, outputs)
+        else:
+            outputs.add_(product)
+
+
+class _NativeProducts:
+    def weights(self, head: Tensor) -> Tensor:
+        return head  # They are rounded where they are laid out for a product.
+
+    def scores(self, inputs: Tensor, head: Tensor) -> Tensor:
+        scores = inputs.new_empty(len(inputs), len(head))
+        native_product.multiply(inputs, head.T, scores)
+        return scores
+
+    def put(self, left: Tensor, right: Tensor, outputs: Tensor, *, adds: bool) -> None:
+        native_product.multiply(left, right, outputs, adds=adds)
+
+
+def _products_for(device: str, dtype: torch.dtype) -> _Products:
+    if device == "cpu" and dtype == torch.bfloat16 and native_product.is_faster():
+        return _NativeProducts()
+    return _TorchProducts(device, dtype)
+
+
 class _SummedHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -128,7 +181,8 @@ class _SummedHeadLoss(torch.autograd.Function):
         wants_hidden, wants_weight = (is_learning and wanted for wanted in ctx.needs_input_grad[:2])
         inputs = hidden.to(dtype)
         words = WORDS_AT_ONCE if device == "cpu" else len(weight)
-        heads = [part.to(dtype) for part in torch.split(weight, words)]
+        products = _products_for(device, dtype)
+        heads = [products.weights(part) for part in torch.split(weight, words)]
         # Written to by the first rows, if there are any, and added to by the next ones.
         new = torch.empty_like if len(inputs) else torch.zeros_like
         of_hidden = new(hidden) if wants_hidden else None
@@ -138,17 +192,9 @@ class _SummedHeadLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         native = NativeLoss.of(device, dtype)
 
-        def put(product: Tensor, sums: Tensor, is_first: bool) -> None:
-            if is_first:
-                sums.copy_(product)
-            elif native is not None:
-                native.add(product, sums)
-            else:
-                sums.add_(product)
-
         for first in range(0, len(inputs), count):
             part, chosen = inputs[first : first + count], targets[first : first + count, None]
-            slices = [F.linear(part, head) for head in heads]
+            slices = [products.scores(part, head) for head in heads]
             is_wanted = wants_hidden or wants_weight
             if native is not None:
                 total += native.summed(slices, chosen[:, 0], smoothing, is_learning=is_wanted)
@@ -166,9 +212,9 @@ class _SummedHeadLoss(torch.autograd.Function):
             for number, head in enumerate(heads):
                 change = slices[number]
                 if of_hidden is not None:
-                    put(change @ head, of_hidden[first : first + count], number == 0)
+                    products.put(change, head, of_hidden[first : first + count], adds=number > 0)
                 if of_heads is not None:
-                    put(change.T @ part, of_heads[number], first == 0)
+                    products.put(change.T, part, of_heads[number], adds=first > 0)
             del slices, change  # Before the next ones are made.
         ctx.of_hidden, ctx.of_weight = of_hidden, of_weight
         return total

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gptcli.models import attention, native_attention
+from gptcli.models import attention
 from gptcli.models.attention import plain_attention, use_plain_attention
 from gptcli.models.saving import save_model
+from gptcli.native import attention as native_attention
 from tests.conftest import skip_without_compiled_code
 
 
@@ -151,7 +152,7 @@ def test_gradients_are_those_of_the_function_that_is_computed(
 def test_values_and_gradients_equal_those_of_exact_attention_but_for_rounding(
     dtype: torch.dtype, is_fused: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_has_matrix_instructions", lambda: is_fused)
+    monkeypatch.setattr(attention, "multiplies_tiles", lambda: is_fused)
     inputs = of_one_product(dtype, attention.QUERIES_AT_ONCE + 50)
     gradient = torch.randn(2, attention.QUERIES_AT_ONCE + 50, 4, 16).to(dtype)
     found, expected = with_gradients(inputs, gradient), exact_with_gradients(inputs, gradient)

@@ -44,9 +44,10 @@ STARTS_PROGRAMS = {"gptcli.pipelines.doctor", "gptcli.native.kernels"}
 CALLS_C = {
     "gptcli.training.device",
     "gptcli.native.kernels",
-    "gptcli.models.native_attention",
+    "gptcli.native.attention",
+    "gptcli.native.loss",
+    "gptcli.native.product",
     "gptcli.models.native_forward",
-    "gptcli.training.native_loss",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.training.native_loss import NativeLoss
+from gptcli.native.loss import NativeLoss
 from tests.conftest import skip_without_compiled_code
 
 # Relative distance between neighbours, halved by rounding to the nearest; and for sums in float32.
