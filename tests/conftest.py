@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -24,13 +24,15 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gptcli.config.schema import ModelSettings, TokenizerTraining
 from gptcli.data.tokenizing import train_tokenizer
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
-from gptcli.native.kernels import NoKernelError, build_kernels
+from gptcli.native import product as native_product
+from gptcli.native.kernels import NoKernelError, build_kernels, load_kernels
 
 REPOSITORY = Path(__file__).parent.parent
 # For a command in a process of its own, on a busy machine.
@@ -198,7 +200,23 @@ def shared_data() -> Path:
 
 def skip_without_compiled_code(name: str) -> None:
     """Skip a test of native/NAME.cpp where it cannot be compiled."""
+    if load_kernels(name) is not None:  # Kept by this process: each test has a cache of its own.
+        return
     try:
         build_kernels(name)
     except NoKernelError as error:
         pytest.skip(f"no compiled code here: {error}")
+
+
+def skip_without_native_products() -> None:
+    """Skip a test of what multiplies by native/product.cpp where torch is as fast."""
+    skip_without_compiled_code("product")
+    if not native_product.is_faster(native_product.LEAST_WEIGHTS):
+        pytest.skip("no compiled code here: it is for processors that multiply small matrices (AMX)")
+
+
+def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Return how large the error of each is, next to what is expected."""
+    return [
+        ((one - other).norm() / other.norm()).item() for one, other in zip(found, expected, strict=True)
+    ]

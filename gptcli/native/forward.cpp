@@ -54,12 +54,6 @@ struct Run {
 
 // ---- Activation functions
 
-// x (1 + tanh u) / 2 = x / (1 + e^-2u).
-inline float tanh_gelu(float x) {
-    const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return x / (1 + exponential(-2 * u));
-}
-
 // x (1 + erf(x / sqrt(2))) / 2; erf by Abramowitz and Stegun's 7.1.26, to 1.5e-7.
 inline float exact_gelu(float x) {
     const float u = std::fabs(x) * 0.7071067812f, t = 1 / (1 + 0.3275911f * u);

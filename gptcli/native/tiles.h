@@ -129,6 +129,20 @@ inline float exponential(float x) { return exponential<float, int32_t>(x); }
 
 inline Floats exponential(Floats x) { return exponential<Floats, Ints>(x); }
 
+// GPT-2's activation function and its slope: x (1 + tanh u) / 2 = x s, s = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+template <class Values>
+inline Values tanh_gelu(Values x) {
+    return x / (1.0f + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+}
+
+template <class Values>
+inline Values tanh_gelu_slope(Values x) {
+    x = x < -12.0f ? Values{} - 12.0f : x;  // It is 0 or 1 from there on, where squares are not too large yet.
+    x = x > 12.0f ? Values{} + 12.0f : x;
+    const Values s = 1.0f / (1.0f + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+    return s + x * s * (1.0f - s) * (1.5957691216f + 0.2140644488f * x * x);
+}
+
 // ---- Places of words
 
 // Where the words of a token begin, of which there are `words`. LANES lie together, the next ones UNIT_WORDS behind.

@@ -159,10 +159,16 @@ class _NativeProducts:
         native_product.multiply(left, right, outputs, adds=adds)
 
 
-def _products_for(device: str, dtype: torch.dtype) -> _Products:
-    if device == "cpu" and dtype == torch.bfloat16 and native_product.is_faster():
+def _products_for(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> _Products:
+    is_for_these = {hidden.dtype, weight.dtype} <= {torch.bfloat16, torch.float32}
+    if (
+        is_for_these
+        and weight.device.type == "cpu"
+        and dtype == torch.bfloat16
+        and native_product.is_faster(weight.numel())
+    ):
         return _NativeProducts()
-    return _TorchProducts(device, dtype)
+    return _TorchProducts(weight.device.type, dtype)
 
 
 class _SummedHeadLoss(torch.autograd.Function):
@@ -181,12 +187,13 @@ class _SummedHeadLoss(torch.autograd.Function):
         wants_hidden, wants_weight = (is_learning and wanted for wanted in ctx.needs_input_grad[:2])
         inputs = hidden.to(dtype)
         words = WORDS_AT_ONCE if device == "cpu" else len(weight)
-        products = _products_for(device, dtype)
+        products = _products_for(hidden, weight, dtype)
         heads = [products.weights(part) for part in torch.split(weight, words)]
         # Written to by the first rows, if there are any, and added to by the next ones.
         new = torch.empty_like if len(inputs) else torch.zeros_like
-        of_hidden = new(hidden) if wants_hidden else None
-        of_weight = new(weight) if wants_weight else None
+        rows_together = torch.contiguous_format
+        of_hidden = new(hidden, memory_format=rows_together) if wants_hidden else None
+        of_weight = new(weight, memory_format=rows_together) if wants_weight else None
         of_heads = None if of_weight is None else torch.split(of_weight, words)
         count = ROWS.get(device, ROWS_GPU)
         total = torch.zeros((), device=hidden.device)

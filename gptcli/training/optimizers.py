@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.config.schema import TrainingSettings
+from gptcli.native.muon import NativeMuon, has_muon
 
 # What an optimizer keeps for a weight.
 _QUANTITIES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
+    NativeMuon: ("momentum_buffer",),
 }
 
 
@@ -46,8 +48,10 @@ class Optimizers:
             )
         ]
         if with_muon:
+            on_cpu = all(parameter.device.type == "cpu" for parameter in with_muon)
+            kind = NativeMuon if on_cpu and has_muon() else torch.optim.Muon
             self._optimizers.append(
-                torch.optim.Muon(
+                kind(
                     with_muon,
                     lr=settings.learning_rate,
                     weight_decay=settings.weight_decay,

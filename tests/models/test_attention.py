@@ -14,7 +14,7 @@ from gptcli.models import attention
 from gptcli.models.attention import plain_attention, use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.native import attention as native_attention
-from tests.conftest import skip_without_compiled_code
+from tests.conftest import errors, skip_without_compiled_code
 
 
 @pytest.fixture
@@ -118,13 +118,6 @@ def exact_with_gradients(inputs: Sequence[Tensor], gradient: Tensor) -> list[Ten
     query, key, value = exact = [part.detach().double().requires_grad_() for part in inputs]
     found = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     return [found, *torch.autograd.grad(found, exact, gradient.double())]
-
-
-def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
-    """Return how large the error of each is, next to what is expected."""
-    return [
-        ((one - other).norm() / other.norm()).item() for one, other in zip(found, expected, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

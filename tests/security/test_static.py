@@ -46,6 +46,7 @@ CALLS_C = {
     "gptcli.native.kernels",
     "gptcli.native.attention",
     "gptcli.native.loss",
+    "gptcli.native.muon",
     "gptcli.native.product",
     "gptcli.models.native_forward",
 }

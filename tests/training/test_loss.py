@@ -65,7 +65,7 @@ def test_scores_of_low_precision_are_summed_in_float32() -> None:
 def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Return the same by torch alone."""
     return F.cross_entropy(
-        F.linear(hidden, weight).flatten(0, 1).float(),
+        F.linear(hidden, weight).flatten(0, 1).to(torch.promote_types(hidden.dtype, torch.float32)),
         targets.flatten(),
         ignore_index=IGNORED,
         reduction="sum",

@@ -1,0 +1,345 @@
+// Products of large matrices in bfloat16.
+//
+// What the matrix unit is given must come from the nearest caches, or it waits most of the time. Both matrices are first laid
+// out in slabs of 32 rows, and along the length in chunks: two slabs' chunks fit the first cache. The sums of a block of
+// outputs, and what a chunk of the left matrix has for it, fit the second one.
+//
+// Each output is one thread's, and its sum has one order: how many threads there are changes nothing.
+
+#pragma once
+
+#include <cstdlib>
+
+#include "tiles.h"
+
+namespace {
+
+constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;   // Rows; outputs of two slabs.
+constexpr int64_t CHUNK_WORDS = 128;                   // 16 KiB of a slab.
+constexpr int64_t BLOCK_ROWS = 384, BLOCK_COLUMNS = 384;  // At most. 576 KiB of sums.
+
+// What is given to GPT-2's activation function; what it returns is multiplied.
+struct Activated {
+    Bfloat16 given;
+};
+
+inline float number(Activated value) { return tanh_gelu(number(value.given)); }
+
+inline Floats load(const Activated* place) { return tanh_gelu(load(&place->given)); }
+
+enum Format : int64_t { BFLOAT16, FLOAT, ACTIVATED };
+
+// What is multiplied lies along the length. One of both strides is 1.
+struct Matrix {
+    const void* numbers;
+    int64_t rows, row_stride, stride;
+    Format format;
+    uint32_t* slabs;  // Space for it: words of `rows`, in whole slabs, by `length`, in whole vectors of words.
+};
+
+// The numbers of a row of outputs lie together. An output is
+// (scale * sum + bias) * slope of the activation function + added_scale * added + what is there, of these what is asked for.
+struct Product {
+    Matrix left, right;
+    int64_t length;
+    void* outputs;  // (rows of left, rows of right)
+    int64_t output_stride;
+    Format format;  // Of outputs.
+    int64_t adds;
+    const float* bias;           // (rows of right).
+    float* right_totals;         // (rows of right): given the sums along the length.
+    const Bfloat16* slopes_at;   // As outputs, as is `added`.
+    const Bfloat16* added;
+    float scale, added_scale;
+    int64_t is_symmetric;  // Then what is above the diagonal is not computed but copied.
+};
+
+inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// ---- Laying out
+
+// Where a unit begins, of 16 rows by 32 numbers.
+inline Unit* unit_of(const Matrix& matrix, int64_t length, int64_t row, int64_t place) {
+    const int64_t words = parts_of(length, 2 * LANES) * LANES, word = place / 2, first = word / CHUNK_WORDS * CHUNK_WORDS;
+    const int64_t chunk_words = std::min(CHUNK_WORDS, words - first), slabs = parts_of(matrix.rows, SLAB);
+    const int64_t slab_start = first * slabs * SLAB + row / SLAB * SLAB * chunk_words;
+    return (Unit*)(matrix.slabs + slab_start + (word - first) * SLAB + row % SLAB * LANES);
+}
+
+// Whether tiles can be read from where the matrix lies. At a distance of 2 KiB, rows are in each other's way in the first cache.
+inline bool is_laid_out(const Matrix& matrix, int64_t length) {
+    return matrix.format == BFLOAT16 && matrix.stride == 1 && matrix.rows % SLAB == 0 && length % (2 * LANES) == 0 &&
+           matrix.row_stride % 2 == 0 && matrix.row_stride % 1024 != 0;
+}
+
+// Take 16 rows by 32 numbers; zeros behind the ends. are_rows: a row in each line, else a word of each row.
+template <class Number>
+inline void take(const Matrix& matrix, int64_t length, int64_t row, int64_t place, bool are_rows, Unit& unit) {
+    const Number* start = (const Number*)matrix.numbers + row * matrix.row_stride + place * matrix.stride;
+    bool are_taken_as_rows = true;
+    if (row + UNIT > matrix.rows || place + 2 * LANES > length) {
+        for (int64_t n = 0; n < UNIT; n++) {
+            float numbers[2 * LANES] = {};
+            for (int64_t i = 0; i < 2 * LANES; i++)
+                if (row + n < matrix.rows && place + i < length) numbers[i] = number(start[n * matrix.row_stride + i * matrix.stride]);
+            round_some(numbers, (uint32_t*)&unit.lines[n]);
+        }
+    } else if (matrix.stride == 1) {
+        for (int64_t n = 0; n < UNIT; n++) {
+            const Number* some = start + n * matrix.row_stride;
+            if (std::is_same<Number, Bfloat16>::value)
+                memcpy(&unit.lines[n], some, sizeof unit.lines[n]);
+            else
+                round_neighbours(load(some), load(some + LANES), (uint32_t*)&unit.lines[n]);
+        }
+    } else {
+        are_taken_as_rows = false;
+        for (int64_t n = 0; n < UNIT; n++) {
+            const Number *low = start + 2 * n * matrix.stride, *high = low + matrix.stride;
+            if (std::is_same<Number, Bfloat16>::value)
+                unit.lines[n] = (Words)load(low) >> 16 | (Words)load(high);
+            else
+                unit.lines[n] = pair(load(low), load(high));
+        }
+    }
+    if (are_taken_as_rows != are_rows) unit.transpose();
+}
+
+// Lay out the slabs from `first` to `end`. totals: of their rows, for words of each row.
+template <class Number>
+void lay_out(const Matrix& matrix, int64_t length, int64_t first, int64_t end, bool are_rows, float* totals) {
+    std::vector<float> sums(totals ? (end - first) * SLAB : 0);
+    const auto lay_out_unit = [&](int64_t row, int64_t place) {
+        Unit& unit = *unit_of(matrix, length, row, place);
+        take<Number>(matrix, length, row, place, are_rows, unit);
+        if (!totals) return;
+        float* of_rows = sums.data() + row - first * SLAB;
+        Floats sum = load(of_rows);
+        for (const Words& line : unit.lines) sum += (Floats)(line << 16) + (Floats)(line & 0xffff0000u);
+        store(sum, of_rows);
+    };
+    // In the order in which the matrix lies in memory.
+    if (matrix.stride == 1) {
+        for (int64_t row = first * SLAB; row < end * SLAB; row += UNIT)
+            for (int64_t place = 0; place < length; place += 2 * LANES) lay_out_unit(row, place);
+    } else {
+        for (int64_t place = 0; place < length; place += 2 * LANES)
+            for (int64_t row = first * SLAB; row < end * SLAB; row += UNIT) lay_out_unit(row, place);
+    }
+    if (totals) std::copy_n(sums.data(), std::min(end * SLAB, matrix.rows) - first * SLAB, totals + first * SLAB);
+}
+
+void lay_out(const Matrix& matrix, int64_t length, int part, int parts, bool are_rows, float* totals) {
+    const int64_t slabs = parts_of(matrix.rows, SLAB), first = slabs * part / parts, end = slabs * (part + 1) / parts;
+    if (first == end) return;
+    const auto lay_out_part = matrix.format == FLOAT       ? lay_out<float>
+                              : matrix.format == ACTIVATED ? lay_out<Activated>
+                                                           : lay_out<Bfloat16>;
+    lay_out_part(matrix, length, first, end, are_rows, totals);
+}
+
+void lay_out(const Product& product, int part, int parts) {
+    if (!is_laid_out(product.left, product.length)) lay_out(product.left, product.length, part, parts, true, nullptr);
+    lay_out(product.right, product.length, part, parts, false, product.right_totals);
+}
+
+// ---- Multiplying
+
+// How far it is, in words, from a row to the next, to the words behind, and to the next slab.
+struct Distances {
+    int64_t row, vector, slab;
+};
+
+// Compute the products of two slabs' chunks, as four units of outputs: the right matrix' two of each unit of rows.
+template <bool ADDS>
+inline void multiply_square(const uint32_t* left, Distances distances, const uint32_t* right, int64_t words, float* sums,
+                            const Amx& amx) {
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+    if (amx.is_there) {
+        constexpr int STRIDE = 4 * LANES;
+        asm volatile("" ::: "memory");  // Compilers do not see that tiles are loaded from memory.
+        if (ADDS) {
+            _tile_loadd(0, sums, STRIDE);
+            _tile_loadd(1, sums + UNIT_WORDS, STRIDE);
+            _tile_loadd(2, sums + 2 * UNIT_WORDS, STRIDE);
+            _tile_loadd(3, sums + 3 * UNIT_WORDS, STRIDE);
+        } else {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        const uint32_t* left_below = left + UNIT * distances.row;
+        const int64_t left_stride = 4 * distances.row;
+        for (int64_t word = 0; word < words; word += LANES) {
+            _tile_loadd(4, left, left_stride);
+            _tile_loadd(6, right, STRIDE);
+            _tile_loadd(7, right + UNIT_WORDS, STRIDE);
+            _tile_loadd(5, left_below, left_stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+            left += distances.vector, left_below += distances.vector, right += SLAB * LANES;
+        }
+        _tile_stored(0, sums, STRIDE);
+        _tile_stored(1, sums + UNIT_WORDS, STRIDE);
+        _tile_stored(2, sums + 2 * UNIT_WORDS, STRIDE);
+        _tile_stored(3, sums + 3 * UNIT_WORDS, STRIDE);
+        return;
+    }
+#endif
+    if (!ADDS) std::fill(sums, sums + SQUARE, 0);
+    for (int64_t word = 0; word < words; word += LANES)
+        for (int half = 0; half < 2; half++)
+            for (int row = 0; row < SLAB; row++) {
+                float* place = sums + (row / UNIT * 2 + half) * UNIT_WORDS + row % UNIT * LANES;
+                const uint32_t* inputs = left + word / LANES * distances.vector + row * distances.row;
+                const Words* weights = (const Words*)(right + word * SLAB + half * UNIT_WORDS);
+                Floats sum = load(place);
+                for (int i = 0; i < LANES; i++) sum = add_products(sum, inputs[i], weights[i]);
+                store(sum, place);
+            }
+}
+
+template <class Number>
+struct Space {
+    Number* const start;
+    explicit Space(int64_t count) : start((Number*)aligned_alloc(64, parts_of(count * sizeof(Number), 64) * 64)) {}
+    ~Space() { free(start); }
+    Space(const Space&) = delete;
+};
+
+// In slabs: how outputs are divided into blocks.
+struct Division {
+    const int64_t rows, columns;
+    int64_t block_rows, block_columns;
+
+    Division(const Product& product, int threads)
+        : rows(parts_of(product.left.rows, SLAB)), columns(parts_of(product.right.rows, SLAB)) {
+        block_rows = parts_of(rows, parts_of(rows, BLOCK_ROWS / SLAB));
+        block_columns = parts_of(columns, parts_of(columns, BLOCK_COLUMNS / SLAB));
+        while (blocks() < threads && block_rows * block_columns > 1) {
+            int64_t& larger = block_rows > block_columns ? block_rows : block_columns;
+            larger = parts_of(larger, 2);
+        }
+    }
+    int64_t blocks_of_columns() const { return parts_of(columns, block_columns); }
+    int64_t blocks() const { return parts_of(rows, block_rows) * blocks_of_columns(); }
+};
+
+// Write 32 numbers to a line of memory of their own, which need not be read for that.
+inline void write_line(Floats first, Floats second, Bfloat16* line) {
+#ifdef __AVX512BF16__
+    _mm512_stream_si512((__m512i*)line, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    round_neighbours(first, second, (uint32_t*)line);
+#endif
+}
+
+inline void write_line(Floats first, Floats second, float* line) { store(first, line), store(second, line + LANES); }
+
+// Write the outputs of a slab of rows.
+template <class Number>
+void write(const Product& product, const float* sums, int64_t stride, int64_t first_row, int64_t first_column, int64_t columns) {
+    const int64_t end = std::min(first_column + columns * SLAB, product.right.rows);
+    for (int64_t row = 0; row < std::min<int64_t>(SLAB, product.left.rows - first_row); row++) {
+        Number* outputs = (Number*)product.outputs + (first_row + row) * product.output_stride;
+        const auto its = [&](const Bfloat16* all) { return all ? all + (first_row + row) * product.output_stride : nullptr; };
+        const Bfloat16 *slopes_at = its(product.slopes_at), *added = its(product.added);
+        const float* of_row = sums + row / UNIT * 2 * UNIT_WORDS + row % UNIT * LANES;
+        const bool are_lines = (uintptr_t)outputs % sizeof(Words) == 0;
+        for (int64_t column = first_column; column < end; column += SLAB, of_row += stride) {
+            Floats numbers[2] = {load(of_row), load(of_row + UNIT_WORDS)};
+            if (are_lines && column + SLAB <= end) {
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = column + half * LANES;
+                    numbers[half] *= product.scale;
+                    if (product.bias) numbers[half] += load(product.bias + i);
+                    if (slopes_at) numbers[half] *= tanh_gelu_slope(load(slopes_at + i));
+                    if (added) numbers[half] += product.added_scale * load(added + i);
+                    if (product.adds) numbers[half] += load(outputs + i);
+                }
+                write_line(numbers[0], numbers[1], outputs + column);
+                continue;
+            }
+            for (int64_t i = 0; i < std::min<int64_t>(SLAB, end - column); i++) {
+                float value = numbers[i / LANES][i % LANES] * product.scale;
+                if (product.bias) value += product.bias[column + i];
+                if (slopes_at) value *= tanh_gelu_slope(number(slopes_at[column + i]));
+                if (added) value += product.added_scale * number(added[column + i]);
+                if (product.adds) value += number(outputs[column + i]);
+                store(value, outputs + column + i);
+            }
+        }
+    }
+#ifdef __AVX512BF16__
+    _mm_sfence();
+#endif
+}
+
+void transpose_square(Unit* units) {
+    for (Unit* unit = units; unit < units + 4; unit++) unit->transpose();
+    std::swap(units[1], units[2]);
+}
+
+// Of what lies behind the end, nothing comes: no harm is done.
+inline void read_ahead(const uint32_t* words, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(words + i, 0, 2);
+}
+
+void multiply_block(const Product& product, const Division& division, int64_t block, float* sums, const Amx& amx) {
+    const int64_t first_row = block / division.blocks_of_columns() * division.block_rows;
+    const int64_t first_column = block % division.blocks_of_columns() * division.block_columns;
+    const int64_t rows = std::min(division.block_rows, division.rows - first_row);
+    const int64_t columns = std::min(division.block_columns, division.columns - first_column);
+    const int64_t words = parts_of(product.length, 2 * LANES) * LANES;
+    if (!words) std::fill(sums, sums + rows * columns * SQUARE, 0);
+    // The first row of a column that is computed.
+    const auto top = [&](int64_t column) {
+        return product.is_symmetric ? std::max<int64_t>(0, first_column + column - first_row) : 0;
+    };
+    if (top(0) >= rows) return;
+    const bool is_left_laid_out = is_laid_out(product.left, product.length);
+    for (int64_t word = 0; word < words; word += CHUNK_WORDS) {
+        const int64_t chunk_words = std::min(CHUNK_WORDS, words - word), slab_words = chunk_words * SLAB;
+        const uint32_t* left = (uint32_t*)unit_of(product.left, product.length, first_row * SLAB, 2 * word);
+        Distances distances = {LANES, SLAB * LANES, slab_words};
+        if (is_left_laid_out) {
+            const int64_t row_words = product.left.row_stride / 2;
+            left = (const uint32_t*)product.left.numbers + first_row * SLAB * row_words + word;
+            distances = {row_words, LANES, SLAB * row_words};
+        }
+        const uint32_t* right = (uint32_t*)unit_of(product.right, product.length, first_column * SLAB, 2 * word);
+        // What comes next is read ahead, as much for each square as makes the whole in the end.
+        const uint32_t *next_left = left + division.rows * slab_words, *next_chunk = right + division.columns * slab_words;
+        const int64_t left_words = is_left_laid_out ? 0 : parts_of(slab_words, columns), right_words = parts_of(slab_words, rows);
+        for (int64_t column = 0; column < columns; column++, right += slab_words) {
+            const uint32_t* next_right = column + 1 < columns ? right + slab_words : next_chunk;
+            for (int64_t row = top(column); row < rows; row++) {
+                float* square = sums + (column * rows + row) * SQUARE;
+                read_ahead(next_left + (column * rows + row) * left_words, left_words);
+                read_ahead(next_right + row * right_words, right_words);
+                if (word)
+                    multiply_square<true>(left + row * distances.slab, distances, right, chunk_words, square, amx);
+                else
+                    multiply_square<false>(left + row * distances.slab, distances, right, chunk_words, square, amx);
+            }
+        }
+    }
+    const auto write_slab = product.format == FLOAT ? write<float> : write<Bfloat16>;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t its_columns = product.is_symmetric ? std::min(columns, first_row + row - first_column + 1) : columns;
+        write_slab(product, sums + row * SQUARE, rows * SQUARE, (first_row + row) * SLAB, first_column * SLAB, its_columns);
+    }
+    if (!product.is_symmetric) return;
+    for (int64_t column = 0; column < columns; column++) {
+        const int64_t first = std::max<int64_t>(0, first_column + column - first_row + 1);  // Below the diagonal.
+        for (int64_t row = first; row < rows; row++) transpose_square((Unit*)(sums + (column * rows + row) * SQUARE));
+        if (first < rows)
+            write_slab(product, sums + (column * rows + first) * SQUARE, SQUARE, (first_column + column) * SLAB,
+                       (first_row + first) * SLAB, rows - first);
+    }
+}
+
+}  // namespace
