@@ -22,7 +22,7 @@ def show_run(run_name: RunName, as_json: AsJson = False) -> None:
     """
     from gptcli.evaluation.score_formats import score_phrases
     from gptcli.pipelines.runs import describe_run
-    from gptcli.training.run_record import find_run
+    from gptcli.training.run_record import find_run, trained_phrase
 
     run = find_run(run_name)
     if as_json:
@@ -30,12 +30,11 @@ def show_run(run_name: RunName, as_json: AsJson = False) -> None:
         return
     facts = run.facts
     best = facts.best_evaluation
-    trained = facts.trained_parameters
-    some = f"{trained:,} of " if trained < facts.parameters else ""
+    trained = trained_phrase(facts.parameters, facts.trained_parameters)
     rows = [
         ("task", facts.task),
         ("started from", facts.start),
-        ("parameters", f"{some}{facts.parameters:,}"),
+        ("parameters", f"{facts.parameters:,}; {trained}"),
         ("steps", f"{facts.step:,}; {facts.tokens:,} tokens"),
         ("time", f"{console.duration(facts.elapsed_seconds)}; {_speed(facts)}"),
         ("ended", f"{run.state}: {run.reason}" if run.reason else run.state),

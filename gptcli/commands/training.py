@@ -135,10 +135,11 @@ class _Renderer:
             case DataReport(facts):
                 display.say_facts("Model and data:", facts)
             case Started():
-                some = event.trained_parameters < event.parameters
+                is_all = event.trained_parameters == event.parameters
                 display.say(
-                    f"Training {f'{event.trained_parameters:,} of ' if some else ''}"
-                    f"{event.parameters:,} parameters up to step {event.max_steps:,} "
+                    f"Training {event.trained_parameters:,} parameters "
+                    f"{'' if is_all else f'(the model has {event.parameters:,}) '}"
+                    f"up to step {event.max_steps:,} "
                     f"({event.steps_per_epoch:,.1f} steps an epoch)."
                 )
                 self._max_steps = event.max_steps
@@ -193,8 +194,11 @@ def amount(done: int, total: int | None, unit: str) -> str:
 
 
 def _show_result(result: TrainingResult, settings: Settings) -> None:
+    from gptcli.training.run_record import trained_phrase
+
+    trained = trained_phrase(result.parameters, result.trained_parameters)
     facts = [
-        ("parameters", f"{result.parameters:,}"),
+        ("parameters", f"{result.parameters:,}; {trained}"),
         ("training data", f"{_size(result.train)}, {result.epochs:.1f} times"),
         ("held-out data", _size(result.validation)),
     ]

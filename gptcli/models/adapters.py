@@ -8,6 +8,7 @@ from typing import Any
 from gptcli.config.schema import LoraSettings
 from gptcli.errors import ConfigError
 from gptcli.models.loading import HEADS
+from gptcli.training.job import ADAPTER_MARK
 
 
 def add_adapters(model: Any, settings: LoraSettings) -> None:
@@ -39,7 +40,7 @@ def without_adapters(model: Any) -> Any:
 
     The model itself is returned if it has none, and never changed.
     """
-    if not any("lora_" in name for name, _ in model.named_parameters()):
+    if not any(ADAPTER_MARK in name for name, _ in model.named_parameters()):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -14,7 +14,7 @@ from gptcli.planning.plan import Plan, make_plan
 from gptcli.tasks.table import build_job
 from gptcli.training.checkpoint import newest_whole
 from gptcli.training.device import Compute, choose_compute
-from gptcli.training.job import DataSize, Job, count_parameters
+from gptcli.training.job import DataSize, Job, count_parameters, count_trained_parameters
 from gptcli.training.loop import Progress
 from gptcli.training.run import (
     Note,
@@ -54,6 +54,9 @@ class TrainingResult:
     """The value of that setting."""
     step: int
     parameters: int
+    """Of the model."""
+    trained_parameters: int
+    """Those that are not frozen, and those of adapters."""
     train: DataSize
     validation: DataSize
     epochs: float
@@ -202,6 +205,7 @@ def _result(folder: RunFolder, job: Job, progress: Progress, ended: str) -> Trai
         limit=None if is_dry else getattr(training, limit),
         step=progress.step,
         parameters=count_parameters(job.model),
+        trained_parameters=count_trained_parameters(job.model),
         train=job.train,
         validation=job.validation,
         epochs=steps / job.steps_per_epoch,

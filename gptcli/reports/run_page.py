@@ -14,7 +14,7 @@ from gptcli.config.schema import Settings
 from gptcli.evaluation.score_formats import SCORE_FORMATS, score_name, score_value
 from gptcli.reports.curves import run_panels
 from gptcli.reports.pages import Table, render
-from gptcli.training.run_record import RunFacts, RunRecord, number
+from gptcli.training.run_record import RunFacts, RunRecord, number, trained_phrase
 
 MAX_ROWS = 40
 """Of evaluations and of labels."""
@@ -97,9 +97,8 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     if facts.training_seconds:
         speed = facts.tokens / facts.training_seconds
         tiles.append(("tokens a second", f"{speed:,.0f}", "mean over all steps"))
-    trained = facts.trained_parameters
-    some = f"{trained:,} trained" if trained < facts.parameters else "all trained"
-    tiles.append(("parameters", f"{facts.parameters:,}", some))
+    trained = trained_phrase(facts.parameters, facts.trained_parameters)
+    tiles.append(("parameters", f"{facts.parameters:,}", trained))
     return tiles
 
 

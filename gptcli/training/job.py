@@ -12,6 +12,9 @@ from torch import nn
 from gptcli.config.schema import Settings
 from gptcli.training.loop import Task
 
+# In the names of weights that stand beside the model's own while it is trained (models/adapters).
+ADAPTER_MARK = "lora_"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -95,5 +98,10 @@ class Job:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights, those shared by embedding and head once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Return the number of the model's weights, without adapters; embedding and head share theirs."""
+    return sum(p.numel() for name, p in model.named_parameters() if ADAPTER_MARK not in name)
+
+
+def count_trained_parameters(model: nn.Module) -> int:
+    """Return the number of weights that training changes, those of adapters among them."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

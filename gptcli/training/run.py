@@ -46,7 +46,7 @@ from gptcli.training.checkpoint import (
 )
 from gptcli.training.compiling import compile_layers, uncompiled
 from gptcli.training.device import Compute
-from gptcli.training.job import Evaluation, Job, Sample, count_parameters
+from gptcli.training.job import Evaluation, Job, Sample, count_parameters, count_trained_parameters
 from gptcli.training.loop import (
     MicroBatchHalved,
     Progress,
@@ -100,8 +100,9 @@ class Started:
     step: int
     max_steps: int
     parameters: int
+    """Of the model."""
     trained_parameters: int
-    """Of these, the ones that are not frozen."""
+    """Those that are not frozen, and those of adapters."""
     steps_per_epoch: float
 
 
@@ -224,16 +225,6 @@ class TrainingRun:
         )
         check_disk_space(self._folder.path, needed - there, "the checkpoints of this run")
 
-    @property
-    def parameters(self) -> int:
-        """Weights of the model, those shared by embedding and head once."""
-        return count_parameters(self._model)
-
-    @property
-    def trained_parameters(self) -> int:
-        """Weights that training changes."""
-        return sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-
     def limit(self) -> str | None:
         """Return the setting whose limit the run has reached, or None."""
         return reached_limit(self._settings.training, self.progress)
@@ -253,8 +244,8 @@ class TrainingRun:
             Started(
                 self.progress.step,
                 self._settings.training.max_steps,
-                self.parameters,
-                self.trained_parameters,
+                count_parameters(self._model),
+                count_trained_parameters(self._model),
                 self._job.steps_per_epoch,
             )
         )
@@ -471,8 +462,8 @@ class TrainingRun:
             "command": sys.argv,
             "working_directory": str(Path.cwd()),
             "task": self._settings.task,
-            "parameters": self.parameters,
-            "trained_parameters": self.trained_parameters,
+            "parameters": count_parameters(self._model),
+            "trained_parameters": count_trained_parameters(self._model),
             "fingerprints": {"data": self._origin.data, "tokenizer": self._origin.tokenizer},
             **self._job.facts,
             **({"tracking_id": tracked.tracking_id} if tracked.is_known or self._trackers else {}),

@@ -32,7 +32,9 @@ class RunFacts(BaseModel):
     command: list[str]
     task: str
     parameters: int
+    """Of the model."""
     trained_parameters: int
+    """Of the model and of adapters."""
     fingerprints: dict[str, str]
     """Of "data" and "tokenizer"."""
     start: str = ""
@@ -200,6 +202,11 @@ def find_run(name: str) -> RunRecord:
     if not path.exists() and (RUNS / name).is_dir():
         path = RUNS / name
     return RunRecord(path)
+
+
+def trained_phrase(parameters: int, trained: int) -> str:
+    """Return how many weights are trained, beside those that the model has."""
+    return "all trained" if trained == parameters else f"{trained:,} trained"
 
 
 def number(value: object) -> float | None:

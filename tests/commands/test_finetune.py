@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gptcli.models.loading import label_names, load_model
 from tests.commands.conftest import Run, refused
@@ -176,10 +177,17 @@ def test_adapters_are_trained_alone_and_the_model_has_what_they_learnt(
     finetune: Finetune, texts: str, model_folder: Path
 ) -> None:
     lora = ["--set", "training.lora.rank=4", "--set", "training.learning_rate=0.01"]
-    code, _, err = finetune("classification", texts, "--model", model_folder, *lora)
+    code, out, err = finetune("classification", texts, "--model", model_folder, *lora, "--json")
     assert code == 0, err
-    # Rank 4 beside c_attn (32 x 96) of 2 layers, and the head of three labels.
-    assert "Training 1,120 of " in err
+    result, facts = json.loads(out), json.loads(Path("run/run.json").read_text())
+    plain = load_file("run/model/model.safetensors")
+    parameters = sum(weight.numel() for weight in plain.values())
+    for counted in (result, facts):
+        # Rank 4 beside c_attn (32 x 96) of 2 layers, and the head of three labels.
+        assert (counted["parameters"], counted["trained_parameters"]) == (parameters, 1_120)
+    assert f"Training 1,120 parameters (the model has {parameters:,}) up to step " in err
+    assert re.search(rf"parameters +{parameters:,}; 1,120 trained\n", err)
+    assert f"{parameters:,}<small>1,120 trained</small>" in Path("run/report.html").read_text()
     tuned = load_model("run", CPU, torch.float32, "classification").model
     base = load_model(str(model_folder), CPU, torch.float32).model
     for name, weight in base.transformer.named_parameters():

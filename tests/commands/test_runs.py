@@ -124,7 +124,7 @@ def test_a_run_is_shown_by_its_folder_or_its_name(runs: Path, run: Run) -> None:
     shown = run("runs", "show", "second")
     assert shown.code == 0
     for expected in (
-        "10 of 950",
+        "950; 10 trained",
         "100; 100,000 tokens",
         "2,000 tokens/s in steps",
         "interrupted: Stopped by SIGTERM after step 100; it is saved.",

@@ -83,7 +83,9 @@ def test_adapters_are_those_that_peft_makes(targets: list[Any]) -> None:
     before = count_parameters(model)
     add_adapters(model, LoraSettings(rank=4, targets=targets))
     shape = starting_shape(settings)
-    assert added_parameters(shape, settings.training) == count_parameters(model) - before
+    assert shape.parameters == count_parameters(model) == before
+    added = sum(p.numel() for p in model.parameters()) - before
+    assert added_parameters(shape, settings.training) == added
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained_parameters(shape, settings.training) == trained
 
