@@ -138,6 +138,7 @@ def write_comparison(comparison: RunComparison, output: Path) -> Path:
         comparison.runs,
         comparison.names,
         scores=[(found.name, found.values) for found in comparison.scores],
+        notes=comparison.notes,
         settings=[(found.name, found.values) for found in comparison.settings],
         provenance=[(found.name, found.values) for found in comparison.provenance],
     )

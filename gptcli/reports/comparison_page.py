@@ -17,9 +17,18 @@ Rows = Sequence[tuple[str, Sequence[Any]]]
 
 
 def comparison_page(
-    runs: Sequence[RunRecord], names: Sequence[str], *, scores: Rows, settings: Rows, provenance: Rows
+    runs: Sequence[RunRecord],
+    names: Sequence[str],
+    *,
+    scores: Rows,
+    notes: Sequence[str],
+    settings: Rows,
+    provenance: Rows,
 ) -> str:
-    """Return the page as HTML. names: of the runs. settings, provenance: where the runs differ."""
+    """Return the page as HTML.
+
+    names: of the runs. notes: on the scores. settings, provenance: where the runs differ.
+    """
     return render(
         "comparison_page.html",
         comparison_panels(runs, names),
@@ -30,6 +39,7 @@ def comparison_page(
             names,
             [(score_name(name), [_score(name, value) for value in values]) for name, values in scores],
         ),
+        notes=notes,
         settings=_table("setting", names, [(n, [dump_value(v) for v in vs]) for n, vs in settings]),
         provenance=_table(
             "", names, [(n, ["-" if v is None else str(v) for v in vs]) for n, vs in provenance]

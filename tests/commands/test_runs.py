@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,15 +177,15 @@ def test_scores_that_say_nothing_side_by_side_are_called_so(
 ) -> None:
     write_run(tmp_path / "one")
     write_run(tmp_path / "other", fingerprints=fingerprints)
-    found = [
-        line for line in run("runs", "compare", "one", "other").stdout.splitlines() if "Note:" in line
-    ]
+    shown = run("runs", "compare", "one", "other", "--output", "page.html").stdout
+    found = [line for line in shown.splitlines() if "Note:" in line]
+    on_page = re.findall("<p>Note: (.*)</p>", Path("page.html").read_text())
     (facts,) = run("runs", "compare", "one", "other", "--json").rows
     if note is None:
-        assert found == facts["notes"] == []
+        assert found == on_page == facts["notes"] == []
     else:
         assert found[0].startswith(f"  Note: {note}")
-        assert facts["notes"] == [found[0].removeprefix("  Note: ")]
+        assert facts["notes"] == on_page == [found[0].removeprefix("  Note: ")]
 
 
 def test_of_a_model_that_brings_its_tokenizer_none_is_compared(tmp_path: Path, run: Run) -> None:
