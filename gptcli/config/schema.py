@@ -9,7 +9,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gptcli.errors import ConfigError
 
@@ -523,6 +531,16 @@ class GenerationSettings(Section):
         "it in view; or refuse, before anything is made, what might not fit.",
     )
     num_return_sequences: int = Field(1, ge=1, le=10_000, description="Continuations a prompt.")
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _is_not_to_mean_greedy(cls, value: object) -> object:
+        if value == 0 and not isinstance(value, bool):
+            raise ValueError(
+                "it must be more than 0. For the likeliest token each time (greedy decoding), set "
+                "generation.top_k to 1 (--top-k 1)"
+            )
+        return value
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:

@@ -312,7 +312,13 @@ def test_no_lines_are_no_conversation(
 @pytest.mark.parametrize(
     ("options", "stdin", "code", "expected"),
     [
-        (["--temperature", "0"], b"", 2, "generation.temperature is 0.0; it must be more than 0."),
+        (
+            ["--temperature", "0"],
+            b"",
+            2,
+            "generation.temperature is 0.0; it must be more than 0. For the likeliest token each time "
+            "(greedy decoding), set generation.top_k to 1 (--top-k 1).",
+        ),
         (["--max-new-tokens", "0"], b"", 2, "it must be at least 1."),
         (["--device", "tpu"], b"", 2, "runtime.device is 'tpu'; it must be"),
         (["Hello"], b"", 2, "unexpected extra argument"),

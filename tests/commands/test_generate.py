@@ -113,6 +113,9 @@ def test_greedy_is_the_same_whatever_the_seed(generate: Run) -> None:
     first, second = (generate("The", "--seed", seed, "--json") for seed in ("1", "2"))
     assert first == second
     assert first.rows[0]["seed"] is None
+    # Whatever else asks for samples.
+    (one_choice,) = generate("The", "--top-k", "1", "-t", "1", "--json").rows
+    assert one_choice["completion"] == first.rows[0]["completion"]
 
 
 def test_the_seed_of_a_config_file_is_used(generate: Run, tmp_path: Path) -> None:
@@ -249,6 +252,11 @@ def test_a_line_of_a_file_longer_than_the_context_is_named_before_any_text(
     [
         (["x", "--temperature", "0"], "--temperature: generation.temperature is 0.0; "),
         (["x", "--temperature", "-1"], "generation.temperature is -1.0; it must be more than 0."),
+        (
+            ["x", "--temperature", "0"],
+            "generation.temperature is 0.0; it must be more than 0. For the likeliest token each time "
+            "(greedy decoding), set generation.top_k to 1 (--top-k 1).",
+        ),
         (["x", "--temperature", "nan"], "it must be"),
         (["x", "--temperature", "warm"], "--temperature is 'warm'; it must be a number."),
         (["x", "--top-p", "1.5"], "generation.top_p is 1.5; it must be at most 1."),

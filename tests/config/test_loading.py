@@ -196,6 +196,11 @@ def test_options_that_exclude_each_other_are_refused() -> None:
             "my.yaml:1: training.xyzzy is not a setting. `docs/configuration.md` lists them all.",
         ),
         (
+            "generation:\n  temperature: 0",
+            "my.yaml:2: generation.temperature is 0; it must be more than 0. For the likeliest token "
+            "each time (greedy decoding), set generation.top_k to 1 (--top-k 1).",
+        ),
+        (
             "training:\n  learning_rate: -1",
             "my.yaml:2: training.learning_rate is -1; it must be more than 0.",
         ),
