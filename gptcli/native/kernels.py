@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-NAMES = sorted(file.stem for file in _FOLDER.glob("*.cpp"))
 COMPILERS = ("g++", "c++", "clang++")
 # Errors and traps of mathematics are not looked at; without, loops with rounding are not vectorized.
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -53,8 +52,7 @@ def build_kernels(name: str) -> ctypes.CDLL:
     source = _FOLDER / f"{name}.cpp"
     content = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob("*.h"))))
     digest = hashlib.sha256(content + "\n".join((*flags, *_processor())).encode()).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(root) / "gptcli" / "native" / f"{name}-{digest[:32]}.so"
+    file = kernel_folder() / f"{name}-{digest[:32]}.so"
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_nobody_else_writes(file.parent)
@@ -64,6 +62,12 @@ def build_kernels(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise NoKernelError(str(error)) from error
+
+
+def kernel_folder() -> Path:
+    """Return where compiled code is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gptcli" / "native"
 
 
 def _check_nobody_else_writes(folder: Path) -> None:

@@ -25,10 +25,8 @@ from gptcli.data.tokenizing import train_tokenizer
 from gptcli.errors import EnvironmentProblem, GptcliError
 from gptcli.generation.decoder import Decoder, NewToken, Request
 from gptcli.generation.sampling import Sampling
-from gptcli.models.architecture import gpt2_config, new_model
-from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.loading import load_model
-from gptcli.native.kernels import NAMES, NoKernelError, build_kernels
+from gptcli.pipelines.doctor_compiled import check_compiled_code
 from gptcli.pipelines.train import run_training
 from gptcli.training.checkpoint import list_checkpoints, step_of
 from gptcli.training.device import choose_compute
@@ -61,7 +59,7 @@ def examine() -> Iterator[Check]:
     yield Check("versions", True, f"{versions}, on {platform.platform()}")
     yield Check("devices", True, _devices())
     yield _checked("precision", _precision)
-    yield _checked("compiled code", _compiled_code)
+    yield _checked("compiled code", check_compiled_code)
     yield _checked("token cache", lambda: _disk(cache_folder(None)))
     yield _checked("this folder", lambda: _disk(Path.cwd()))
     with tempfile.TemporaryDirectory(prefix="gptcli-doctor-") as name:
@@ -96,28 +94,6 @@ def _devices() -> str:
 
 def _precision() -> str:
     return f"auto takes {choose_compute(RuntimeSettings(), for_training=True).describe()}"
-
-
-def _compiled_code() -> str:
-    try:
-        for name in NAMES:
-            build_kernels(name)
-    except NoKernelError as error:
-        return f"none; training and new tokens in bf16 and int8 take longer without: {error}"
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 32, "vocab_size": 100}
-    model = new_model(gpt2_config(dropout=0, end_of_text_id=0, **sizes), seed=0).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn_like(weight) / 4)
-    likely: list[torch.Tensor] = []
-    for is_native in (True, False):
-        forward = DecodingForward(model, torch.bfloat16, is_native=is_native)
-        hidden = forward.hidden_states([[*range(30)]], [0], forward.new_keys_and_values(1, 30))
-        likely.append(forward.logits(hidden).float().softmax(-1))
-    compiled, by_operators = likely
-    if not torch.allclose(compiled, by_operators, rtol=0, atol=0.1):
-        raise EnvironmentProblem("it finds other next tokens likely than torch's operators do.")
-    return "for training and new tokens on the CPU; agrees with torch's operators"
 
 
 def _disk(folder: Path) -> str:

@@ -1,0 +1,133 @@
+"""Whether compiled code (gptcli/native) computes what torch does, but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.errors import EnvironmentProblem
+from gptcli.models.architecture import gpt2_config, new_model
+from gptcli.models.attention import plain_attention
+from gptcli.models.decoding_forward import DecodingForward
+from gptcli.native.kernels import NoKernelError, build_kernels, kernel_folder
+from gptcli.native.loss import NativeLoss
+from gptcli.native.processor import multiplies_tiles
+from gptcli.native.product import multiply
+
+# The largest error, next to what torch finds in float64. bfloat16 rounds by up to 2^-8 of a number, and
+# errors that do not depend on each other add up by their squares: sixteen of them, more than follow each
+# other here, to four times as much. In float32, errors are those of sums.
+TOLERANCES = {torch.bfloat16: 4 * 2**-8, torch.float32: 1e-5}
+
+
+def check_compiled_code() -> str:
+    """Return what there is to say of compiled code. Raises EnvironmentProblem for wrong results."""
+    try:
+        for name in _COMPARISONS:
+            build_kernels(name)
+    except NoKernelError as error:
+        return f"none; training and new tokens in bf16 and int8 take longer without: {error}"
+    wrong = [name for name, is_right in _COMPARISONS.items() if not is_right()]
+    if wrong:
+        raise EnvironmentProblem(
+            f"{' and '.join(wrong)}: other results than those of torch's operators. Remove "
+            f"{kernel_folder()} and try another compiler, such as CXX=clang++."
+        )
+    return "for training and new tokens on the CPU; agrees with torch's operators"
+
+
+def _attention_is_right() -> bool:
+    numbers = torch.Generator().manual_seed(0)
+    # Of more than one block of tokens.
+    *parts, gradient = torch.randn(4, 1, 2, 100, 32, generator=numbers).bfloat16().unbind()
+    given = [part.requires_grad_() for part in parts]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    found = plain_attention(None, given[0], given[1], given[2], None)[0].transpose(1, 2)
+    expected = F.scaled_dot_product_attention(exact[0], exact[1], exact[2], is_causal=True)
+    return _are_near(
+        [found, *torch.autograd.grad(found, given, gradient)],
+        [expected, *torch.autograd.grad(expected, exact, gradient.double())],
+        TOLERANCES[torch.bfloat16],
+    )
+
+
+def _next_tokens_are_right() -> bool:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 32, "vocab_size": 100}
+    model = new_model(gpt2_config(dropout=0, end_of_text_id=0, **sizes), seed=0).eval()
+    numbers = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        # Numbers of bfloat16, far from 0.
+        weight.data = (torch.randn(weight.shape, generator=numbers) / 4).bfloat16().float()
+    forward = DecodingForward(model, torch.bfloat16)
+    earlier = forward.new_keys_and_values(1, 30)
+    *prompt, last = ids = [*range(1, 31)]
+    hidden = [
+        forward.hidden_states(some, starts, earlier)
+        for some, starts in (([prompt], [0]), ([[last]], [len(prompt)]))
+    ]
+    found = forward.logits(torch.cat(hidden))
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([ids])).logits[0]
+    # What all logits of a token have in common makes no difference.
+    return _are_near(
+        [found - found.mean(-1, keepdim=True)],
+        [expected - expected.mean(-1, keepdim=True)],
+        TOLERANCES[torch.bfloat16],
+    )
+
+
+def _loss_is_right() -> bool:
+    return all(map(_loss_of_type_is_right, TOLERANCES))
+
+
+def _loss_of_type_is_right(dtype: torch.dtype) -> bool:
+    numbers = torch.Generator().manual_seed(0)
+    scores = torch.randn(30, 100, generator=numbers).to(dtype)
+    targets = torch.randint(100, (30,), generator=numbers)
+    exact = scores.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum")
+    native = NativeLoss.of("cpu", dtype)
+    assert native is not None
+    sums = torch.ones(30, 100)
+    native.add(scores, sums)
+    found = native.summed([scores], targets, 0.0, is_learning=True)  # The scores become gradients.
+    return _are_near([found, sums], [expected, exact + 1], TOLERANCES[torch.float32]) and _are_near(
+        [scores], torch.autograd.grad(expected, exact), TOLERANCES[dtype]
+    )
+
+
+def _products_are_right() -> bool:
+    if not multiplies_tiles():  # Then they are torch's.
+        return True
+    numbers = torch.Generator().manual_seed(0)
+    inputs, weight, gradient = (
+        torch.randn(shape, generator=numbers).bfloat16() for shape in ((100, 96), (96, 130), (100, 130))
+    )
+    bias = torch.randn(130, generator=numbers)
+    outputs, of_weight, of_bias = gradient.clone(), torch.ones(96, 130), bias.clone()
+    multiply(inputs, weight, outputs, bias=bias)
+    multiply(inputs.T, gradient, of_weight, adds=True, right_totals=of_bias)
+    inputs, weight, gradient = (matrix.double() for matrix in (inputs, weight, gradient))
+    return _are_near([outputs], [inputs @ weight + bias], TOLERANCES[torch.bfloat16]) and _are_near(
+        [of_weight, of_bias], [1 + inputs.T @ gradient, gradient.sum(0)], TOLERANCES[torch.float32]
+    )
+
+
+def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> bool:
+    """Return whether the error of each is at most `tolerance` of what is expected."""
+    return all(
+        bool((one - other).norm() <= tolerance * other.norm())
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+_COMPARISONS: dict[str, Callable[[], bool]] = {
+    "attention": _attention_is_right,
+    "forward": _next_tokens_are_right,
+    "loss": _loss_is_right,
+    "product": _products_are_right,
+}
+"""By the names of what there is to compile."""
