@@ -44,6 +44,8 @@ def run_harness_tasks(
     folder: of task files besides those that the harness ships. Raises ConfigError for tasks that there
     are not, EnvironmentProblem if the harness or its rows are not here.
     """
+    # Of some 14,000 files, which takes seconds.
+    progress("indexing the harness's tasks", 0, None, "tasks")
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -58,7 +60,9 @@ def run_harness_tasks(
     if runtime.precision == "auto":
         runtime = runtime.model_copy(update={"precision": "fp32"})
     compute = choose_compute(runtime, for_training=False)
+    progress("loading the model", 0, None, "models")
     loaded = load_model(model, compute.device, compute.dtype)
+    progress("reading the tasks' rows", 0, None, "rows")
     try:
         # As its simple_evaluate does, which also asks git and pip, with their messages, for versions.
         of_names = manager.load(tasks)

@@ -151,6 +151,12 @@ def test_how_far_a_task_is_is_told(
     seen: list[tuple[str, int, int | None, str]] = []
     run_harness_tasks(str(model), FP32, [name], tasks, None, lambda *event: seen.append(event))
     assert seen[-1] == told
+    # What comes before takes its time too, and its end is not known.
+    assert seen[:3] == [
+        ("indexing the harness's tasks", 0, None, "tasks"),
+        ("loading the model", 0, None, "models"),
+        ("reading the tasks' rows", 0, None, "rows"),
+    ]
 
 
 def test_texts_of_several_tasks_made_together_are_those_of_their_prompts(
