@@ -31,8 +31,12 @@ from gptcli.config.schema import ModelSettings, TokenizerTraining
 from gptcli.data.tokenizing import train_tokenizer
 from gptcli.models.architecture import model_config, new_model
 from gptcli.models.saving import save_model
+from gptcli.native import kernels
 from gptcli.native import product as native_product
 from gptcli.native.kernels import NoKernelError, build_kernels, load_kernels
+
+# Where much else runs, a compiler may wait for minutes; without it, tests would be of torch's operators.
+kernels._MAX_SECONDS = 3600
 
 REPOSITORY = Path(__file__).parent.parent
 # For a command in a process of its own, on a busy machine.

@@ -14,6 +14,7 @@ from gptcli.models.attention import plain_attention
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.native.kernels import NoKernelError, build_kernels, kernel_folder
 from gptcli.native.loss import NativeLoss
+from gptcli.native.muon import NativeMuon
 from gptcli.native.processor import multiplies_tiles
 from gptcli.native.product import multiply
 
@@ -107,13 +108,33 @@ def _products_are_right() -> bool:
         torch.randn(shape, generator=numbers).bfloat16() for shape in ((100, 96), (96, 130), (100, 130))
     )
     bias = torch.randn(130, generator=numbers)
+    activated = torch.empty(100, 130)
+    multiply(inputs, weight, activated, is_left_activated=True)
     outputs, of_weight, of_bias = gradient.clone(), torch.ones(96, 130), bias.clone()
     multiply(inputs, weight, outputs, bias=bias)
     multiply(inputs.T, gradient, of_weight, adds=True, right_totals=of_bias)
     inputs, weight, gradient = (matrix.double() for matrix in (inputs, weight, gradient))
-    return _are_near([outputs], [inputs @ weight + bias], TOLERANCES[torch.bfloat16]) and _are_near(
+    return _are_near(
+        [outputs, activated],
+        [inputs @ weight + bias, F.gelu(inputs, approximate="tanh") @ weight],
+        TOLERANCES[torch.bfloat16],
+    ) and _are_near(
         [of_weight, of_bias], [1 + inputs.T @ gradient, gradient.sum(0)], TOLERANCES[torch.float32]
     )
+
+
+def _step_is_right() -> bool:
+    if not multiplies_tiles():  # Then it is torch's.
+        return True
+    found = []
+    for kind in (NativeMuon, torch.optim.Muon):
+        numbers = torch.Generator().manual_seed(0)
+        weights = [torch.zeros(shape, requires_grad=True) for shape in ((64, 100), (100, 64))]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=numbers)
+        kind(weights, adjust_lr_fn="match_rms_adamw").step()
+        found.append([weight.detach() for weight in weights])
+    return _are_near(*found, TOLERANCES[torch.bfloat16])
 
 
 def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> bool:
@@ -128,6 +149,7 @@ _COMPARISONS: dict[str, Callable[[], bool]] = {
     "attention": _attention_is_right,
     "forward": _next_tokens_are_right,
     "loss": _loss_is_right,
+    "muon": _step_is_right,
     "product": _products_are_right,
 }
 """By the names of what there is to compile."""

@@ -59,11 +59,17 @@ sys.exit(subprocess.run([{compiler!r}, *options, *include], input=text.encode())
         # Attended values, and gradients.
         ("attention", "total = 1 / total;", "total = 1.1f / total;"),
         ("attention", "dots[n] = total(products);", "dots[n] = 0;"),
-        ("forward", "0.7978845608f", "0.5f"),  # Of the activation function.
+        ("forward", "tanh_gelu(value)", "std::max(value, 0.0f)"),
         # The loss, its gradients, and sums of them.
         ("loss", "return log_sum -", "return 1.001 * log_sum -"),
         ("loss", "- less - float(1 - smoothing)", "- less"),
         ("loss", "sums[i] += number(", "sums[i] = number("),
+        pytest.param(
+            "muon",
+            "product.added_scale = b;",
+            "product.added_scale = c;",
+            marks=pytest.mark.skipif(not multiplies_tiles(), reason="a processor it is not for"),
+        ),
         pytest.param(
             "product",
             "multiply(*product, threads)",

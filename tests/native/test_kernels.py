@@ -73,6 +73,19 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
     assert list(cache.iterdir()) == []
 
 
+def test_a_compiler_that_does_not_end_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "stuck-compiler"
+    compiler.write_text("#!/bin/sh\nexec sleep 3600\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(kernels, "_MAX_SECONDS", 0.1)
+    with pytest.raises(NoKernelError, match=r"stuck-compiler took more than 0\.1 seconds"):
+        build_kernels("forward")
+    assert list(cache.iterdir()) == []
+
+
 def test_nothing_is_run_from_a_folder_that_others_write_to(cache: Path) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o770)
