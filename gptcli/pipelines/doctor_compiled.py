@@ -132,9 +132,9 @@ def _step_is_right() -> bool:
         weights = [torch.zeros(shape, requires_grad=True) for shape in ((64, 100), (100, 64))]
         for weight in weights:
             weight.grad = torch.randn(weight.shape, generator=numbers)
-        kind(weights, adjust_lr_fn="match_rms_adamw").step()
+        kind(weights, adjust_lr_fn="match_rms_adamw").step()  # type: ignore[no-untyped-call]
         found.append([weight.detach() for weight in weights])
-    return _are_near(*found, TOLERANCES[torch.bfloat16])
+    return _are_near(found[0], found[1], 2 * TOLERANCES[torch.bfloat16])  # Both are rounded.
 
 
 def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> bool:
