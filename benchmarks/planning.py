@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.schema import Settings
+from gptcli.native import product as native_product
 from gptcli.planning.memory import Precision, automatic_micro_batch_size, training_memory
 from gptcli.planning.shape import Shape
 
@@ -93,7 +94,10 @@ def compare_memory(words: set[str]) -> None:
         found = result_of(__file__, "--one", name, optimizer, precision)
         settings, shape = settings_of(name, optimizer, precision), shape_of(name)
         size = found["micro_batch_size"]
-        planned = training_memory(shape, settings, shape.positions, size, "cpu", precision).peak
+        is_native = precision == "bf16" and native_product.is_faster(native_product.LEAST_WEIGHTS)
+        planned = training_memory(
+            shape, settings, shape.positions, size, "cpu", precision, is_native
+        ).peak
         measured = found["peak_bytes"]
         print(
             f"{name:12} {optimizer:9} {precision:9} {size:8} {planned / 1e6:11,.0f} "

@@ -77,9 +77,14 @@ def _check_nobody_else_writes(folder: Path) -> None:
         raise NoKernelError(f"others may write to {folder}: chmod 700 it, or remove it")
 
 
-def _compile(source: Path, flags: tuple[str, ...], file: Path) -> None:
+def find_compiler() -> str | None:
+    """Return the path of the compiler that is taken."""
     names = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
-    compiler = next((found for found in map(shutil.which, names) if found), None)
+    return next((found for found in map(shutil.which, names) if found), None)
+
+
+def _compile(source: Path, flags: tuple[str, ...], file: Path) -> None:
+    compiler = find_compiler()
     if compiler is None:
         raise NoKernelError("there is no compiler for C++: install g++")
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:

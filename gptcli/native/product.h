@@ -69,7 +69,7 @@ inline Unit* unit_of(const Matrix& matrix, int64_t length, int64_t row, int64_t 
 // Whether tiles can be read from where the matrix lies. At a distance of 2 KiB, rows are in each other's way in the first cache.
 inline bool is_laid_out(const Matrix& matrix, int64_t length) {
     return matrix.format == BFLOAT16 && matrix.stride == 1 && matrix.rows % SLAB == 0 && length % (2 * LANES) == 0 &&
-           matrix.row_stride % 2 == 0 && matrix.row_stride % 1024 != 0;
+           matrix.row_stride % 2 == 0 && matrix.row_stride % 1024 != 0 && (uintptr_t)matrix.numbers % sizeof(uint32_t) == 0;
 }
 
 // Take 16 rows by 32 numbers; zeros behind the ends. are_rows: a row in each line, else a word of each row.

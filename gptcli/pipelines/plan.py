@@ -18,6 +18,7 @@ from gptcli.errors import EnvironmentProblem
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import use_plain_attention
 from gptcli.models.linear import use_native_products
+from gptcli.native import product as native_product
 from gptcli.planning.findings import Limits
 from gptcli.planning.machine import Machine, this_machine
 from gptcli.planning.measurement import Measurement
@@ -72,9 +73,12 @@ def facts_of_job(job: Job, compute: Compute) -> Facts:
     here = this_machine(settings.runtime)
     kind: Any = compute.device.type
     precision: Any = compute.precision
+    is_native = (kind, precision) == ("cpu", "bf16") and native_product.is_faster(
+        native_product.LEAST_WEIGHTS
+    )
     return Facts(
         settings,
-        Machine(kind, precision, here.memory_bytes if kind != "cuda" else None),
+        Machine(kind, precision, is_native, here.memory_bytes if kind != "cuda" else None),
         shape,
         length,
         job.micro_batch_size,

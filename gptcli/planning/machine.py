@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.config.schema import RuntimeSettings
+from gptcli.native.kernels import find_compiler
 from gptcli.planning.memory import Device, Precision
 
 
@@ -19,6 +20,8 @@ class Machine:
 
     device: Device
     precision: Precision
+    is_native: bool
+    """Whether compiled code makes the products with large matrices (native/product.py)."""
     memory_bytes: int | None
     """None where it is not told, as that of a GPU."""
 
@@ -39,13 +42,18 @@ def this_machine(runtime: RuntimeSettings) -> Machine:
         precision = runtime.training_precision
     elif device == "cuda" or (device == "cpu" and _cpu_multiplies_bf16()):
         precision = "bf16"
-    return Machine(device, precision, None if device == "cuda" else memory_bytes())
+    is_native = (device, precision) == ("cpu", "bf16") and _cpu_has("amx_bf16") and bool(find_compiler())
+    return Machine(device, precision, is_native, None if device == "cuda" else memory_bytes())
 
 
 def _cpu_multiplies_bf16() -> bool:
+    return _cpu_has("avx512_bf16", "amx_bf16")
+
+
+def _cpu_has(*instructions: str) -> bool:
+    """Return whether the processor has one of these."""
     with suppress(OSError):
-        words = set(Path("/proc/cpuinfo").read_text().split())
-        return bool(words & {"avx512_bf16", "amx_bf16"})
+        return not set(instructions).isdisjoint(Path("/proc/cpuinfo").read_text().split())
     return False
 
 

@@ -35,6 +35,11 @@ AUTO_NUMBERS = 2**27
 AUTO_TOKENS = 4096
 
 
+# From so many weights on, compiled code (native/product.py) multiplies with a matrix where a CPU has it:
+# it makes no copies in low precision, and keeps nothing of what the activation function gives.
+NATIVE_WEIGHTS = 2**17
+
+
 @dataclass(frozen=True)
 class Kept:
     """One tensor of a layer that the backward pass needs."""
@@ -50,9 +55,17 @@ class Kept:
 
 
 def layer_activations(
-    shape: Shape, length: int, precision: Precision, device: Device, dropout: bool
+    shape: Shape,
+    length: int,
+    precision: Precision,
+    device: Device,
+    dropout: bool,
+    is_native: bool = False,
 ) -> list[Kept]:
-    """Return what one layer keeps of each token of a sequence of `length`."""
+    """Return what one layer keeps of each token of a sequence of `length`.
+
+    is_native: compiled code makes the products with large matrices.
+    """
     width, inner, heads = shape.n_embd, shape.n_inner, shape.n_head
     product = 4 if precision == "fp32" else 2  # What matrix products take and give.
     is_plain = device == "cpu" and length <= PLAIN_ATTENTION_TOKENS
@@ -64,9 +77,10 @@ def layer_activations(
         Kept("residual stream into the second layer norm", width, 4),
         Kept("its output, into c_fc", width, product),
         Kept("what the activation function takes", inner, product),
-        Kept("what it gives, into c_proj", inner, product),
         Kept("mean and deviation of both layer norms", 4, 4),
     ]
+    if not is_native or width * inner < NATIVE_WEIGHTS:
+        kept.append(Kept("what it gives, into c_proj", inner, product))
     is_short = device == "cpu" and length <= KEPT_WEIGHTS_TOKENS
     if is_short:
         kept.append(Kept("attention weights", heads * length, product))
@@ -107,8 +121,12 @@ def training_memory(
     micro_batch_size: int,
     device: Device,
     precision: Precision,
+    is_native: bool = False,
 ) -> Memory:
-    """Return what a step takes with micro-batches of so many sequences of `length` tokens."""
+    """Return what a step takes with micro-batches of so many sequences of `length` tokens.
+
+    is_native: compiled code makes the products with large matrices.
+    """
     training = settings.training
     tokens = micro_batch_size * length
     trained = trained_parameters(shape, training)
@@ -117,12 +135,16 @@ def training_memory(
     weights = 4 * (shape.parameters + added_parameters(shape, training))
     gradients = 4 * trained
     optimizer = optimizer_bytes(shape, settings)
-    copies = 0 if precision == "fp32" else 2 * shape.n_layer * shape.layer_matrix_weights
+    least = NATIVE_WEIGHTS if is_native else None
+    copied = sum(size for size in shape.layer_matrices if least is None or size < least)
+    copies = 0 if precision == "fp32" else 2 * shape.n_layer * copied
 
     kept_layers = shape.n_layer - training.freeze_layers
     layer = sum(
         kept.bytes
-        for kept in layer_activations(shape, length, precision, device, settings.model.dropout > 0)
+        for kept in layer_activations(
+            shape, length, precision, device, settings.model.dropout > 0, is_native
+        )
     )
     if training.gradient_checkpointing:  # The stream at each layer, and one layer at a time.
         activations = tokens * (kept_layers * 4 * shape.n_embd + layer)
@@ -130,7 +152,11 @@ def training_memory(
         activations = tokens * kept_layers * layer
     activations += tokens * _outside_of_layers(shape, product)
     embedding = 4 * shape.vocab_size * shape.n_embd
-    head = _head_loss(shape, tokens, product, device, is_whole) if models_language(settings.task) else 0
+    head = (
+        _head_loss(shape, tokens, product, device, is_whole, is_native)
+        if models_language(settings.task)
+        else 0
+    )
     head_gradient = embedding if is_whole and models_language(settings.task) else 0
 
     accumulated = gradients if micro_batch_size < training.batch_size else 0
@@ -158,18 +184,21 @@ def _outside_of_layers(shape: Shape, product: int) -> int:
     return shape.n_embd * (4 + 4 + 4 + (0 if product == 4 else product))
 
 
-def _head_loss(shape: Shape, tokens: int, product: int, device: Device, is_whole: bool) -> int:
+def _head_loss(
+    shape: Shape, tokens: int, product: int, device: Device, is_whole: bool, is_native: bool
+) -> int:
     """Return the bytes of the head's loss beside the gradient of its weights (training/loss.py)."""
     rows = min(tokens, HEAD_ROWS[device])
     numbers = rows * shape.vocab_size
     at_once = min(numbers, SCORES_AT_ONCE) if device == "cpu" else numbers
     half = 0 if product == 4 else product
     matrix = shape.vocab_size * shape.n_embd
+    copied = 0 if is_native and matrix >= NATIVE_WEIGHTS else matrix
     words = min(shape.vocab_size, WORDS_AT_ONCE if device == "cpu" else shape.vocab_size)
     # Scores, whose gradient takes their place. Beside them, in float32, their logarithms and a copy, and
     # then the gradient of a slice of the head.
     of_part = max((8 + half) * at_once, product * words * shape.n_embd if is_whole else 0)
-    return half * matrix + product * numbers + of_part
+    return half * copied + product * numbers + of_part
 
 
 def optimizer_bytes(shape: Shape, settings: Settings) -> int:

@@ -154,7 +154,13 @@ def make_plan(
         flops_per_token=operations.training,
         flops=flops,
         memory=training_memory(
-            shape, settings, length, facts.micro_batch_size, machine.device, machine.precision
+            shape,
+            settings,
+            length,
+            facts.micro_batch_size,
+            machine.device,
+            machine.precision,
+            machine.is_native,
         ),
         machine_memory_bytes=machine.memory_bytes,
         measured_peak_bytes=None if measurement is None else measurement.peak_bytes,

@@ -35,9 +35,14 @@ class Shape:
         return (self.vocab_size + self.positions) * self.n_embd
 
     @property
+    def layer_matrices(self) -> tuple[int, int, int, int]:
+        """Weights of each of the four matrices of one layer."""
+        width, inner = self.n_embd, self.n_inner
+        return 3 * width**2, width**2, width * inner, inner * width
+
+    @property
     def layer_matrix_weights(self) -> int:
-        """Weights of the four matrices of one layer."""
-        return 4 * self.n_embd**2 + 2 * self.n_embd * self.n_inner
+        return sum(self.layer_matrices)
 
     @property
     def layer_weights(self) -> int:

@@ -143,7 +143,13 @@ def _most_tokens(
 def _memory(shape: Shape, micro_batch_size: int) -> int:
     machine = this_machine(Settings().runtime)
     return training_memory(
-        shape, Settings(), shape.positions, micro_batch_size, machine.device, machine.precision
+        shape,
+        Settings(),
+        shape.positions,
+        micro_batch_size,
+        machine.device,
+        machine.precision,
+        machine.is_native,
     ).peak
 
 

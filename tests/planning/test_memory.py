@@ -9,6 +9,7 @@ import torch
 
 from gptcli.config.schema import Settings
 from gptcli.models import attention
+from gptcli.native import product as native_product
 from gptcli.planning import memory
 from gptcli.planning.memory import (
     automatic_micro_batch_size,
@@ -21,6 +22,7 @@ from gptcli.planning.shape import Shape
 from gptcli.tasks import assembly
 from gptcli.training import checkpoint, device, loss
 from gptcli.training.optimizers import Optimizers
+from tests.conftest import skip_without_native_products
 
 SHAPE = Shape.of(2, 2, 8, 16, 10)
 # 10 x 8 and 16 x 8 embedded; 872 a layer with 768 in matrices; 16 in the last layer norm.
@@ -55,8 +57,15 @@ def test_a_layer_keeps_what_is_listed_by_hand() -> None:
     assert in_fp32 == 4 * (8 + 24 + 8 + 8 + 32 + 32 + 32) + 4 * (8 + 8 + 4)
 
 
-def test_what_a_layer_keeps_is_what_autograd_saves() -> None:
+@pytest.mark.parametrize("is_native", [False, True])
+def test_what_a_layer_keeps_is_what_autograd_saves(
+    is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The table is the code's: counted here in a real forward pass, weights left out."""
+    if is_native:
+        skip_without_native_products()
+        monkeypatch.setattr(native_product, "LEAST_WEIGHTS", 0)
+        monkeypatch.setattr(memory, "NATIVE_WEIGHTS", 0)
     from gptcli.pipelines.plan import new_shape
     from gptcli.training.device import choose_compute
 
@@ -84,8 +93,9 @@ def test_what_a_layer_keeps_is_what_autograd_saves() -> None:
             model.transformer(input_ids=ids, use_cache=False)
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
-    kept = sum(kept.bytes for kept in layer_activations(shape, 64, "bf16", "cpu", False)) * 4 * 64
-    copies = 2 * shape.layer_matrix_weights
+    activations = layer_activations(shape, 64, "bf16", "cpu", False, is_native)
+    kept = sum(kept.bytes for kept in activations) * 4 * 64
+    copies = 0 if is_native else 2 * shape.layer_matrix_weights
     assert saved(deeper) - saved(shape) == pytest.approx(kept + copies, rel=0.02)
 
 
@@ -106,6 +116,21 @@ def test_it_knows_the_numbers_that_the_training_goes_by() -> None:
     assert memory.HEAD_ROWS["cuda"] == loss.ROWS_GPU
     assert memory.SCORES_AT_ONCE == loss.NUMBERS_AT_ONCE
     assert memory.WORDS_AT_ONCE == loss.WORDS_AT_ONCE
+    assert memory.NATIVE_WEIGHTS == native_product.LEAST_WEIGHTS
+
+
+def test_compiled_code_takes_no_copies_of_large_matrices() -> None:
+    # 256 wide: of the layers' matrices, only the one behind attention, of 65,536 weights, is small.
+    shape = Shape.of(2, 4, 256, 128, 1000)
+    by_torch, native = (
+        training_memory(shape, settings_of(), 128, 4, "cpu", "bf16", is_native)
+        for is_native in (False, True)
+    )
+    assert (by_torch.copies, native.copies) == (2 * 2 * 12 * 65_536, 2 * 2 * 65_536)
+    # 1,024 numbers of the activation function, in two bytes, for 512 tokens and two layers.
+    assert by_torch.activations - native.activations == 2 * 2 * 512 * 1024
+    assert by_torch.logits - native.logits == 2 * 1000 * 256
+    assert native.peak < by_torch.peak
 
 
 @pytest.mark.parametrize("length", [16, 512, 4096])
