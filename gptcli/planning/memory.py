@@ -79,7 +79,7 @@ def layer_activations(
         Kept("what the activation function takes", inner, product),
         Kept("mean and deviation of both layer norms", 4, 4),
     ]
-    if not is_native or width * inner < NATIVE_WEIGHTS:
+    if not _is_native(width * inner, is_native):
         kept.append(Kept("what it gives, into c_proj", inner, product))
     is_short = device == "cpu" and length <= KEPT_WEIGHTS_TOKENS
     if is_short:
@@ -135,8 +135,7 @@ def training_memory(
     weights = 4 * (shape.parameters + added_parameters(shape, training))
     gradients = 4 * trained
     optimizer = optimizer_bytes(shape, settings)
-    least = NATIVE_WEIGHTS if is_native else None
-    copied = sum(size for size in shape.layer_matrices if least is None or size < least)
+    copied = sum(size for size in shape.layer_matrices if not _is_native(size, is_native))
     copies = 0 if precision == "fp32" else 2 * shape.n_layer * copied
 
     kept_layers = shape.n_layer - training.freeze_layers
@@ -179,6 +178,11 @@ def training_memory(
     )
 
 
+def _is_native(weights: int, is_there: bool) -> bool:
+    """Return whether compiled code, where it is there, multiplies with a matrix of so many weights."""
+    return is_there and weights >= NATIVE_WEIGHTS
+
+
 def _outside_of_layers(shape: Shape, product: int) -> int:
     """Return the bytes a token of the last layer norm (in and out), the head's input, its gradient."""
     return shape.n_embd * (4 + 4 + 4 + (0 if product == 4 else product))
@@ -193,7 +197,7 @@ def _head_loss(
     at_once = min(numbers, SCORES_AT_ONCE) if device == "cpu" else numbers
     half = 0 if product == 4 else product
     matrix = shape.vocab_size * shape.n_embd
-    copied = 0 if is_native and matrix >= NATIVE_WEIGHTS else matrix
+    copied = 0 if _is_native(matrix, is_native) else matrix
     words = min(shape.vocab_size, WORDS_AT_ONCE if device == "cpu" else shape.vocab_size)
     # Scores, whose gradient takes their place. Beside them, in float32, their logarithms and a copy, and
     # then the gradient of a slice of the head.

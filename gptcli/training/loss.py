@@ -127,8 +127,8 @@ class _Products(Protocol):
 
 
 class _TorchProducts:
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self._dtype, self._native = dtype, NativeLoss.of(device, dtype)
+    def __init__(self, dtype: torch.dtype, native: NativeLoss | None) -> None:
+        self._dtype, self._native = dtype, native
 
     def weights(self, head: Tensor) -> Tensor:
         return head.to(self._dtype)
@@ -159,7 +159,9 @@ class _NativeProducts:
         native_product.multiply(left, right, outputs, adds=adds)
 
 
-def _products_for(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> _Products:
+def _products_for(
+    hidden: Tensor, weight: Tensor, dtype: torch.dtype, native: NativeLoss | None
+) -> _Products:
     is_for_these = {hidden.dtype, weight.dtype} <= {torch.bfloat16, torch.float32}
     if (
         is_for_these
@@ -168,7 +170,7 @@ def _products_for(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> _Produc
         and native_product.is_faster(weight.numel())
     ):
         return _NativeProducts()
-    return _TorchProducts(weight.device.type, dtype)
+    return _TorchProducts(dtype, native)
 
 
 class _SummedHeadLoss(torch.autograd.Function):
@@ -187,7 +189,8 @@ class _SummedHeadLoss(torch.autograd.Function):
         wants_hidden, wants_weight = (is_learning and wanted for wanted in ctx.needs_input_grad[:2])
         inputs = hidden.to(dtype)
         words = WORDS_AT_ONCE if device == "cpu" else len(weight)
-        products = _products_for(hidden, weight, dtype)
+        native = NativeLoss.of(device, dtype)
+        products = _products_for(hidden, weight, dtype, native)
         heads = [products.weights(part) for part in torch.split(weight, words)]
         # Written to by the first rows, if there are any, and added to by the next ones.
         new = torch.empty_like if len(inputs) else torch.zeros_like
@@ -197,8 +200,6 @@ class _SummedHeadLoss(torch.autograd.Function):
         of_heads = None if of_weight is None else torch.split(of_weight, words)
         count = ROWS.get(device, ROWS_GPU)
         total = torch.zeros((), device=hidden.device)
-        native = NativeLoss.of(device, dtype)
-
         for first in range(0, len(inputs), count):
             part, chosen = inputs[first : first + count], targets[first : first + count, None]
             slices = [products.scores(part, head) for head in heads]

@@ -61,13 +61,18 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         build_kernels("forward")
 
 
+def program(file: Path, commands: str) -> str:
+    """Write a program of the shell, and return its path."""
+    file.write_text(f"#!/bin/sh\n{commands}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
 def test_a_compiler_that_fails_is_named_with_what_it_says(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = tmp_path / "old-compiler"
-    compiler.write_text("#!/bin/sh\necho unknown option -march=native >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    commands = "echo unknown option -march=native >&2\nexit 1"
+    monkeypatch.setenv("CXX", program(tmp_path / "old-compiler", commands))
     with pytest.raises(NoKernelError, match="old-compiler cannot compile it: unknown option -march"):
         build_kernels("forward")
     assert list(cache.iterdir()) == []
@@ -76,10 +81,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(
 def test_a_compiler_that_does_not_end_is_named(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = tmp_path / "stuck-compiler"
-    compiler.write_text("#!/bin/sh\nexec sleep 3600\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("CXX", program(tmp_path / "stuck-compiler", "exec sleep 3600"))
     monkeypatch.setattr(kernels, "_MAX_SECONDS", 0.1)
     with pytest.raises(NoKernelError, match=r"stuck-compiler took more than 0\.1 seconds"):
         build_kernels("forward")
