@@ -6,6 +6,7 @@ rounded to it. What the activation function makes is made where it is multiplied
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -21,7 +22,7 @@ class NativeConv1D(Conv1D):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., outputs) of (..., inputs)."""
-        if not _is_for_bfloat16(x, self):
+        if not is_in_bfloat16(x, self.parameters()):
             return cast(Tensor, super().forward(x))
         outputs: Tensor = _linear(_rows(x), self.weight, self.bias)
         return outputs.view(*x.shape[:-1], self.nf)
@@ -32,7 +33,7 @@ class NativeMLP(GPT2MLP):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return (..., width) of the same."""
-        if not _is_for_bfloat16(hidden_states, self.c_fc, self.c_proj):
+        if not is_in_bfloat16(hidden_states, self.parameters()):
             return cast(Tensor, super().forward(hidden_states))
         first, second = self.c_fc, self.c_proj
         outputs: Tensor = _mlp(
@@ -50,19 +51,24 @@ def use_native_products(model: Any) -> None:
     for module in model.modules():
         if (
             type(module) is GPT2MLP
-            and isinstance(module.act, nn.GELU)
-            and module.act.approximate == "tanh"
+            and is_tanh_gelu(module.act)
             and type(module.c_fc) is type(module.c_proj) is NativeConv1D
         ):
             module.__class__ = NativeMLP
 
 
-def _is_for_bfloat16(inputs: Tensor, *layers: Conv1D) -> bool:
+def is_tanh_gelu(module: nn.Module) -> bool:
+    """Return whether it is the activation function of compiled code."""
+    return isinstance(module, nn.GELU) and module.approximate == "tanh"
+
+
+def is_in_bfloat16(inputs: Tensor, weights: Iterable[Tensor]) -> bool:
+    """Return whether this is on a CPU, in bfloat16 by autocast, and with weights in float32."""
     return (
         inputs.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and all(layer.weight.dtype == layer.bias.dtype == torch.float32 for layer in layers)
+        and all(weight.dtype == torch.float32 for weight in weights)
     )
 
 

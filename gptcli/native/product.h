@@ -38,7 +38,8 @@ struct Matrix {
 };
 
 // The numbers of a row of outputs lie together. An output is
-// (scale * sum + bias) * slope of the activation function + added_scale * added + what is there, of these what is asked for.
+// (scale * sum + bias) * slope of the activation function + added_scale * added + residual + what is there, of these what is
+// asked for.
 struct Product {
     Matrix left, right;
     int64_t length;
@@ -48,8 +49,10 @@ struct Product {
     int64_t adds;
     const float* bias;           // (rows of right).
     float* right_totals;         // (rows of right): given the sums along the length.
-    const Bfloat16* slopes_at;   // As outputs, as is `added`.
-    const Bfloat16* added;
+    // Of these, places are as those of outputs.
+    const Bfloat16 *slopes_at, *added;
+    const float* residual;
+    Bfloat16* activated;  // Given what the activation function makes of outputs in bfloat16.
     float scale, added_scale;
     int64_t is_symmetric;  // Then what is above the diagonal is not computed but copied.
 };
@@ -245,11 +248,21 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
     const int64_t end = std::min(first_column + columns * SLAB, product.right.rows);
     for (int64_t row = 0; row < std::min<int64_t>(SLAB, product.left.rows - first_row); row++) {
         Number* outputs = (Number*)product.outputs + (first_row + row) * product.output_stride;
-        const auto its = [&](const Bfloat16* all) { return all ? all + (first_row + row) * product.output_stride : nullptr; };
+        const auto its = [&](auto* all) { return all ? all + (first_row + row) * product.output_stride : nullptr; };
         const Bfloat16 *slopes_at = its(product.slopes_at), *added = its(product.added);
+        const float* residual = its(product.residual);
+        Bfloat16* activated = its(product.activated);
         const float* of_row = sums + row / UNIT * 2 * UNIT_WORDS + row % UNIT * LANES;
         const bool are_lines = (uintptr_t)outputs % sizeof(Words) == 0;
+        const auto read_next = [&](const auto* numbers, int64_t column) {
+            const auto* next = numbers + product.output_stride + column;
+            for (int64_t i = 0; i < SLAB; i += sizeof(Words) / sizeof *numbers) __builtin_prefetch(next + i);
+        };
         for (int64_t column = first_column; column < end; column += SLAB, of_row += stride) {
+            if (slopes_at) read_next(slopes_at, column);
+            if (added) read_next(added, column);
+            if (residual) read_next(residual, column);
+            if (product.adds) read_next(outputs, column);
             Floats numbers[2] = {load(of_row), load(of_row + UNIT_WORDS)};
             if (are_lines && column + SLAB <= end) {
                 for (int half = 0; half < 2; half++) {
@@ -258,9 +271,12 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
                     if (product.bias) numbers[half] += load(product.bias + i);
                     if (slopes_at) numbers[half] *= tanh_gelu_slope(load(slopes_at + i));
                     if (added) numbers[half] += product.added_scale * load(added + i);
+                    if (residual) numbers[half] += load(residual + i);
                     if (product.adds) numbers[half] += load(outputs + i);
                 }
                 write_line(numbers[0], numbers[1], outputs + column);
+                if (activated)
+                    write_line(tanh_gelu(rounded(numbers[0])), tanh_gelu(rounded(numbers[1])), activated + column);
                 continue;
             }
             for (int64_t i = 0; i < std::min<int64_t>(SLAB, end - column); i++) {
@@ -268,8 +284,10 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
                 if (product.bias) value += product.bias[column + i];
                 if (slopes_at) value *= tanh_gelu_slope(number(slopes_at[column + i]));
                 if (added) value += product.added_scale * number(added[column + i]);
+                if (residual) value += residual[column + i];
                 if (product.adds) value += number(outputs[column + i]);
                 store(value, outputs + column + i);
+                if (activated) store(tanh_gelu(number(outputs[column + i])), activated + column + i);
             }
         }
     }

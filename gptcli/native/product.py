@@ -48,6 +48,8 @@ class _Product(ctypes.Structure):
         ("right_totals", c_void_p),
         ("slopes_at", c_void_p),
         ("added", c_void_p),
+        ("residual", c_void_p),
+        ("activated", c_void_p),
         ("scale", c_float),
         ("added_scale", c_float),
         ("is_symmetric", c_int64),
@@ -72,6 +74,8 @@ def multiply(
     scale: float = 1.0,
     added: Tensor | None = None,
     added_scale: float = 1.0,
+    residual: Tensor | None = None,
+    activated: Tensor | None = None,
     is_symmetric: bool = False,
 ) -> None:
     """Put the product, plus the bias, into `outputs`; adds: to what is there.
@@ -85,7 +89,9 @@ def multiply(
     bfloat16, is multiplied. slopes_at: as outputs, all in bfloat16: outputs are multiplied with the
     function's slope there, before they are added.
 
-    The product is multiplied by `scale`, and added_scale * added, (n, m) in bfloat16, is added to it.
+    The product is multiplied by `scale`, and added_scale * added, (n, m) in bfloat16, is added to it. So
+    is `residual`, (n, m) in float32. activated: as outputs, all in bfloat16, is given what the
+    activation function makes of these.
     is_symmetric: that the outputs are, of which half is computed then.
     """
     kernels = load_kernels("product")
@@ -98,15 +104,14 @@ def multiply(
         for numbers in (bias, right_totals)
     )
     assert not is_left_activated or left.dtype == torch.bfloat16
-    assert all(
-        part is None
-        or (
-            part.shape == outputs.shape
-            and part.stride() == outputs.stride()
-            and part.dtype == torch.bfloat16
+    in_low, in_full = (slopes_at, added, activated), (residual,)
+    for dtype, parts in ((torch.bfloat16, in_low), (torch.float32, in_full)):
+        assert all(
+            (part.shape, part.stride(), part.dtype) == (outputs.shape, outputs.stride(), dtype)
+            for part in parts
+            if part is not None
         )
-        for part in (slopes_at, added)
-    )
+    assert activated is None or outputs.dtype == torch.bfloat16
     assert not is_symmetric or n == m
     if not outputs.numel():
         assert right_totals is None
@@ -124,7 +129,10 @@ def multiply(
         outputs.stride(0),
         _FORMATS[outputs.dtype],
         adds,
-        *(None if part is None else part.data_ptr() for part in (bias, right_totals, slopes_at, added)),
+        *(
+            None if part is None else part.data_ptr()
+            for part in (bias, right_totals, slopes_at, added, residual, activated)
+        ),
         scale,
         added_scale,
         is_symmetric,

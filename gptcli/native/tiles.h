@@ -82,7 +82,23 @@ inline void store(Floats values, Bfloat16* place) {
 #endif
 }
 
-inline Floats larger(Floats one, Floats other) { return one > other ? one : other; }
+// Numbers of bfloat16.
+inline Floats rounded(Floats values) {
+    Bfloat16 some[LANES];
+    store(values, some);
+    return load(some);
+}
+
+// Where one of both is no number, the second one.
+template <class Values>
+inline Values larger(Values one, Values other) {
+    return one > other ? one : other;
+}
+
+template <class Values>
+inline Values smaller(Values one, Values other) {
+    return one < other ? one : other;
+}
 
 inline float largest(Floats values) {
     float result = values[0];
@@ -102,6 +118,29 @@ inline float total(Floats values) {
     return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
+// e^x where |x| <= ln(2) / 2.
+template <class Values>
+inline Values exponential_near_0(Values x) {
+    Values p = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    return p * x * x + x + 1;
+}
+
+#ifdef __AVX512F__
+// x to the nearest whole number.
+inline Floats whole(Floats x) {
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// values * 2^n, but 0 where is_there is not set; n: whole.
+inline Floats scaled(Floats values, Floats n, __mmask16 is_there = 0xffff) {
+    return (Floats)_mm512_maskz_scalef_ps(is_there, (__m512)values, (__m512)n);
+}
+#endif
+
 // e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2. Values: float, or Floats and Ints for its bits.
 template <class Values, class Bits>
 inline Values exponential(Values x) {
@@ -110,13 +149,7 @@ inline Values exponential(Values x) {
     x = x > most ? most : x;
     // To where neighbours are 1 apart: the last bits are the whole number.
     const Values shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    const Values r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Values p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
+    const Values p = exponential_near_0(x - n * 0.693359375f + n * 2.12194440e-4f);
     Bits power;
     memcpy(&power, &shifted, sizeof power);
     power = (power + 127) << 23;
@@ -127,19 +160,45 @@ inline Values exponential(Values x) {
 
 inline float exponential(float x) { return exponential<float, int32_t>(x); }
 
-inline Floats exponential(Floats x) { return exponential<Floats, Ints>(x); }
+inline Floats exponential(Floats x) {
+#ifdef __AVX512F__
+    const Floats n = whole(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    // Below, numbers are smaller than normal ones.
+    return scaled(exponential_near_0(r), n, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87), _CMP_NLT_UQ));
+#else
+    return exponential<Floats, Ints>(x);
+#endif
+}
 
-// GPT-2's activation function and its slope: x (1 + tanh u) / 2 = x s, s = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+// 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): in vectors to 18 bits, which is for what is rounded to 8. |x| <= 8.
+inline float tanh_gelu_share(float x) { return 1 / (1 + exponential(x * (-1.5957691216f - 0.0713548163f * x * x))); }
+
+inline Floats tanh_gelu_share(Floats x) {
+#ifdef __AVX512F__
+    const Floats power = x * (-2.3022082f - 0.10294324f * x * x), n = whole(power), r = power - n;  // Of 2.
+    Floats p = 0.009570097f * r + 0.055917863f;
+    p = p * r + 0.24024745f;
+    p = p * r + 0.69312181f;
+    p = p * r + 0.99999926f;
+    const Floats divisor = 1 + scaled(p, n), some = (Floats)_mm512_rcp14_ps((__m512)divisor);
+    return some * (2 - divisor * some);  // Newton's iteration: twice the bits.
+#else
+    return 1 / (1 + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+#endif
+}
+
+// GPT-2's activation function and its slope: x (1 + tanh u) / 2 = x s, s being its share.
+// From -8 and 8 on, that is as good as 0 or 1.
 template <class Values>
 inline Values tanh_gelu(Values x) {
-    return x / (1.0f + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+    x = larger(Values{} - 8, x);
+    return x * tanh_gelu_share(smaller(Values{} + 8, x));
 }
 
 template <class Values>
 inline Values tanh_gelu_slope(Values x) {
-    x = x < -12.0f ? Values{} - 12.0f : x;  // It is 0 or 1 from there on, where squares are not too large yet.
-    x = x > 12.0f ? Values{} + 12.0f : x;
-    const Values s = 1.0f / (1.0f + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+    x = smaller(Values{} + 8, larger(Values{} - 8, x));
+    const Values s = tanh_gelu_share(x);
     return s + x * s * (1.0f - s) * (1.5957691216f + 0.2140644488f * x * x);
 }
 

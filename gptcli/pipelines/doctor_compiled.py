@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from gptcli.errors import EnvironmentProblem
 from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import plain_attention
 from gptcli.models.decoding_forward import DecodingForward
+from gptcli.models.layer import has_native_layers, use_fast_layers
 from gptcli.native.kernels import NoKernelError, build_kernels, kernel_folder
 from gptcli.native.loss import NativeLoss
 from gptcli.native.muon import NativeMuon
@@ -78,6 +81,32 @@ def _next_tokens_are_right() -> bool:
         [expected - expected.mean(-1, keepdim=True)],
         TOLERANCES[torch.bfloat16],
     )
+
+
+def _layers_are_right() -> bool:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 64, "n_positions": 100, "vocab_size": 100}
+    model = new_model(gpt2_config(dropout=0, end_of_text_id=0, **sizes), seed=0)
+    if not has_native_layers(model):  # Then they are torch's.
+        return True
+    numbers = torch.Generator().manual_seed(0)
+    block = model.transformer.h[0]
+    for weight in block.parameters():
+        weight.data = torch.randn(weight.shape, generator=numbers) / 4
+    exact = copy.deepcopy(block).double()
+    use_fast_layers(model, is_compiled=False)
+    inputs, gradient = torch.randn(2, 1, 100, 64, generator=numbers).unbind()
+    found, expected = (
+        _outputs_and_gradients(layer, inputs.to(dtype), gradient.to(dtype))
+        for layer, dtype in ((block, torch.float32), (exact, torch.float64))
+    )
+    return _are_near(found, expected, TOLERANCES[torch.bfloat16])
+
+
+def _outputs_and_gradients(layer: Any, inputs: Tensor, gradient: Tensor) -> list[Tensor]:
+    inputs.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inputs.dtype == torch.float32):
+        outputs = layer(inputs)
+    return [outputs, *torch.autograd.grad(outputs, [inputs, *layer.parameters()], gradient)]
 
 
 def _loss_is_right() -> bool:
@@ -148,6 +177,7 @@ def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: fl
 _COMPARISONS: dict[str, Callable[[], bool]] = {
     "attention": _attention_is_right,
     "forward": _next_tokens_are_right,
+    "layer": _layers_are_right,
     "loss": _loss_is_right,
     "muon": _step_is_right,
     "product": _products_are_right,

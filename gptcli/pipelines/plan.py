@@ -16,8 +16,7 @@ from gptcli.data.batches import Batch
 from gptcli.data.progress import Notify
 from gptcli.errors import EnvironmentProblem
 from gptcli.models.architecture import gpt2_config, new_model
-from gptcli.models.attention import use_plain_attention
-from gptcli.models.linear import use_native_products
+from gptcli.models.layer import use_fast_layers
 from gptcli.native import product as native_product
 from gptcli.planning.findings import Limits
 from gptcli.planning.machine import Machine, this_machine
@@ -137,8 +136,7 @@ def new_shape(shape: Shape, settings: Settings, compute: Compute) -> Any:
     )
     model = new_model(config, seed=0).to(compute.device)
     if compute.device.type == "cpu":
-        use_plain_attention(model)
-        use_native_products(model)
+        use_fast_layers(model, is_compiled=settings.runtime.compile is True)
     return model
 
 

@@ -36,8 +36,10 @@ AUTO_TOKENS = 4096
 
 
 # From so many weights on, compiled code (native/product.py) multiplies with a matrix where a CPU has it:
-# it makes no copies in low precision, and keeps nothing of what the activation function gives.
+# it makes no copies in low precision, and keeps nothing of what the activation function gives. Whole
+# layers (native/layer.py) are for heads, and an MLP, of multiples of these sizes.
 NATIVE_WEIGHTS = 2**17
+NATIVE_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,24 @@ def layer_activations(
     device: Device,
     dropout: bool,
     is_native: bool = False,
+    is_whole_native: bool = False,
 ) -> list[Kept]:
     """Return what one layer keeps of each token of a sequence of `length`.
 
-    is_native: compiled code makes the products with large matrices.
+    is_native: compiled code makes the products with large matrices, and attends. is_whole_native: and
+    all else.
     """
     width, inner, heads = shape.n_embd, shape.n_inner, shape.n_head
     product = 4 if precision == "fp32" else 2  # What matrix products take and give.
+    if is_whole_native:
+        return [
+            Kept("residual stream into the first layer norm", width, 4),
+            Kept("queries, keys and values", 3 * width, product),
+            Kept("attended values, into c_proj", width, product),
+            Kept("normalizers of attention weights", heads, 4),
+            Kept("residual stream into the second layer norm", width, 4),
+            Kept("what the activation function takes", inner, product),
+        ]
     is_plain = device == "cpu" and length <= PLAIN_ATTENTION_TOKENS
     kept = [
         Kept("residual stream into the first layer norm", width, 4),
@@ -81,10 +94,11 @@ def layer_activations(
     ]
     if not _is_native(width * inner, is_native):
         kept.append(Kept("what it gives, into c_proj", inner, product))
-    is_short = device == "cpu" and length <= KEPT_WEIGHTS_TOKENS
+    attends_natively = is_native and not dropout and width % (NATIVE_MULTIPLE * heads) == 0
+    is_short = device == "cpu" and length <= KEPT_WEIGHTS_TOKENS and not attends_natively
     if is_short:
         kept.append(Kept("attention weights", heads * length, product))
-    elif not is_plain:
+    elif attends_natively or not is_plain:
         kept.append(Kept("normalizers of attention weights", heads, 4))
     if dropout:
         # A GPU keeps a byte a number. What attention drops is drawn again, but for short texts.
@@ -125,7 +139,8 @@ def training_memory(
 ) -> Memory:
     """Return what a step takes with micro-batches of so many sequences of `length` tokens.
 
-    is_native: compiled code makes the products with large matrices.
+    is_native: compiled code makes the products with large matrices, and computes the layers that it is
+    for.
     """
     training = settings.training
     tokens = micro_batch_size * length
@@ -135,14 +150,15 @@ def training_memory(
     weights = 4 * (shape.parameters + added_parameters(shape, training))
     gradients = 4 * trained
     optimizer = optimizer_bytes(shape, settings)
+    is_whole_native = is_native and _has_native_layers(shape, settings)
     copied = sum(size for size in shape.layer_matrices if not _is_native(size, is_native))
-    copies = 0 if precision == "fp32" else 2 * shape.n_layer * copied
+    copies = 0 if precision == "fp32" or is_whole_native else 2 * shape.n_layer * copied
 
     kept_layers = shape.n_layer - training.freeze_layers
     layer = sum(
         kept.bytes
         for kept in layer_activations(
-            shape, length, precision, device, settings.model.dropout > 0, is_native
+            shape, length, precision, device, settings.model.dropout > 0, is_native, is_whole_native
         )
     )
     if training.gradient_checkpointing:  # The stream at each layer, and one layer at a time.
@@ -181,6 +197,13 @@ def training_memory(
 def _is_native(weights: int, is_there: bool) -> bool:
     """Return whether compiled code, where it is there, multiplies with a matrix of so many weights."""
     return is_there and weights >= NATIVE_WEIGHTS
+
+
+def _has_native_layers(shape: Shape, settings: Settings) -> bool:
+    """Return whether compiled code, where it is there, computes whole layers (models/layer.py)."""
+    has_sizes = shape.n_embd % (NATIVE_MULTIPLE * shape.n_head) == shape.n_inner % NATIVE_MULTIPLE == 0
+    is_plain = not settings.model.dropout and settings.training.lora is None
+    return has_sizes and is_plain and settings.runtime.compile is not True
 
 
 def _outside_of_layers(shape: Shape, product: int) -> int:

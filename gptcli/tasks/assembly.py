@@ -26,8 +26,7 @@ from gptcli.data.tokenizing import (
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation.samples import SampleWriter
 from gptcli.models.adapters import without_adapters
-from gptcli.models.attention import use_plain_attention
-from gptcli.models.linear import use_native_products
+from gptcli.models.layer import has_native_layers, use_fast_layers
 from gptcli.models.saving import save_model
 from gptcli.models.starting import StartingModel, TrainableModel
 from gptcli.planning.memory import Device, automatic_micro_batch_size
@@ -127,11 +126,14 @@ def assemble_job(
         longest = int(trainable.model.config.n_positions)
         samples = SampleWriter(settings, tokenizer, longest, prompt_ids)
     model = trainable.model.to(compute.device)
-    if compute.device.type == "cpu":
-        use_plain_attention(model)
-        use_native_products(model)
+    is_on_cpu = compute.device.type == "cpu"
+    is_native = is_on_cpu and compute.precision == "bf16" and has_native_layers(model)
     tokens = training.max_steps * tokens_per_step
-    is_compiled, why = choose_compilation(settings, compute, count_parameters(model), tokens)
+    is_compiled, why = choose_compilation(
+        settings, compute, count_parameters(model), tokens, is_native=is_native
+    )
+    if is_on_cpu:
+        use_fast_layers(model, is_compiled=is_compiled)
     # A resumed run goes on with the same kernels: others round otherwise.
     runtime = settings.runtime.model_copy(update={"compile": is_compiled})
     settings = settings.model_copy(update={"runtime": runtime})

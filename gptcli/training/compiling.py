@@ -25,11 +25,12 @@ WORTH_COMPILING = {"cpu": 2e14, "cuda": 1e16}
 
 
 def choose_compilation(
-    settings: Settings, compute: Compute, parameters: int, tokens: int
+    settings: Settings, compute: Compute, parameters: int, tokens: int, *, is_native: bool = False
 ) -> tuple[bool, str]:
     """Return whether to compile, and why.
 
-    tokens: that the run is going to train on. Raises EnvironmentProblem if it is wanted and cannot be.
+    tokens: that the run is going to train on. is_native: compiled code (gptcli/native) is there for the
+    layers. Raises EnvironmentProblem if it is wanted and cannot be.
     """
     wanted = settings.runtime.compile
     missing = _what_is_missing(compute)
@@ -39,6 +40,8 @@ def choose_compilation(
                 f"runtime.compile is true, but {missing}. Leave it out, or set false."
             )
         return wanted, "as set"
+    if is_native:
+        return False, "the layers have compiled code of their own"
     if missing:
         return False, missing
     if settings.task != "language-modelling":

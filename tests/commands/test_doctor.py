@@ -52,18 +52,32 @@ sys.exit(subprocess.run([{compiler!r}, *options, *include], input=text.encode())
 """
 
 
+OTHER_SCALE = "attend<{}>([&] {{ Attention other = *attention; other.scale *= 2; return other; }}()"
+
+
 @pytest.mark.usefixtures("_fresh_kernels")
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
         # Attended values, and gradients.
-        ("attention", "total = 1 / total;", "total = 1.1f / total;"),
-        ("attention", "dots[n] = total(products);", "dots[n] = 0;"),
+        ("attention", "attend<Forward>(*attention", OTHER_SCALE.format("Forward")),
+        ("attention", "attend<Backward>(*attention", OTHER_SCALE.format("Backward")),
         ("forward", "tanh_gelu(value)", "std::max(value, 0.0f)"),
         # The loss, its gradients, and sums of them.
         ("loss", "return log_sum -", "return 1.001 * log_sum -"),
         ("loss", "- less - float(1 - smoothing)", "- less"),
         ("loss", "sums[i] += number(", "sums[i] = number("),
+        *(
+            pytest.param(
+                "layer",
+                *change,
+                marks=pytest.mark.skipif(not multiplies_tiles(), reason="a processor it is not for"),
+            )
+            for change in (
+                ("outputs.residual = layer.middle;", "outputs.residual = layer.inputs;"),
+                ("through_activation.slopes_at = layer.given;", ""),
+            )
+        ),
         pytest.param(
             "muon",
             "product.added_scale = b;",

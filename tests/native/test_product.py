@@ -262,12 +262,28 @@ def test_a_symmetric_product_is_the_same_by_half_of_its_sums(
 def test_outputs_are_scaled_and_added_to_in_this_order(start: int, dtype: torch.dtype) -> None:
     left, right, bias = random(70, 90), random(90, 40, seed=1), random(40, 1, seed=2)[:, 0]
     added = random(70, 64, seed=3).bfloat16()[:, start : start + 40]
+    residual = random(70, 64, seed=5)[:, start : start + 40]
     outputs = random(70, 64, seed=4).to(dtype)[:, start : start + 40]
     product = left.bfloat16().double() @ right.bfloat16().double()
-    expected = -0.5 * product + bias + 3 * added.double() + outputs.double()
-    multiply(left, right, outputs, bias=bias, scale=-0.5, added=added, added_scale=3.0, adds=True)
+    expected = -0.5 * product + bias + 3 * added.double() + residual.double() + outputs.double()
+    put = partial(multiply, added=added, added_scale=3.0, residual=residual, adds=True)
+    put(left, right, outputs, bias=bias, scale=-0.5)
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     assert (outputs.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_outputs_may_be_activated_too(start: int) -> None:
+    left, right = random(70, 90), random(90, 40, seed=1)
+    outputs, activated = torch.empty(2, 70, 64, dtype=torch.bfloat16)[..., start : start + 40].unbind()
+    multiply(left, right, outputs, activated=activated)
+    assert_near(outputs, left, right)
+    expected = F.gelu(outputs.double(), approximate="tanh")
+    assert ((activated.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
+    far = torch.tensor([[-60.0, 60.0, -1e30, 1e30]] * 16).T.repeat(8, 1).bfloat16()
+    outputs, activated = torch.empty(2, 32, 32, dtype=torch.bfloat16).unbind()
+    multiply(far[:, :1], torch.ones(1, 32), outputs, activated=activated)
+    assert torch.allclose(activated.float(), far[:, :1].float().clamp(min=0), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])
@@ -292,4 +308,4 @@ def test_the_left_matrix_is_activated_and_outputs_are_multiplied_with_the_slope(
     far = torch.tensor([[-60.0, 60.0, -1e30, 1e30]]).bfloat16()
     outputs = torch.empty(1, 4)
     multiply(torch.ones(1, 1), torch.ones(1, 4), outputs, slopes_at=far)
-    assert outputs[0].tolist() == pytest.approx([0.0, 1.0, 0.0, 1.0], abs=1e-30)
+    assert outputs[0].tolist() == pytest.approx([0.0, 1.0, 0.0, 1.0], abs=1e-18)

@@ -57,9 +57,9 @@ def test_a_layer_keeps_what_is_listed_by_hand() -> None:
     assert in_fp32 == 4 * (8 + 24 + 8 + 8 + 32 + 32 + 32) + 4 * (8 + 8 + 4)
 
 
-@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize(("is_native", "is_whole_native"), [(False, False), (True, False), (True, True)])
 def test_what_a_layer_keeps_is_what_autograd_saves(
-    is_native: bool, monkeypatch: pytest.MonkeyPatch
+    is_native: bool, is_whole_native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table is the code's: counted here in a real forward pass, weights left out."""
     if is_native:
@@ -69,9 +69,11 @@ def test_what_a_layer_keeps_is_what_autograd_saves(
     from gptcli.pipelines.plan import new_shape
     from gptcli.training.device import choose_compute
 
-    shape = Shape.of(1, 2, 32, 64, 50)
-    deeper = Shape.of(2, 2, 32, 64, 50)
-    settings = Settings.model_validate({"runtime": {"device": "cpu", "precision": "bf16"}})
+    heads = 2 if is_native else 4  # Of 32 numbers, for which there is compiled code, or 16.
+    shape = Shape.of(1, heads, 64, 64, 50)
+    deeper = Shape.of(2, heads, 64, 64, 50)
+    runtime = {"device": "cpu", "precision": "bf16", "compile": not is_whole_native}
+    settings = Settings.model_validate({"runtime": runtime})
     compute = choose_compute(settings.runtime, for_training=True)
 
     def saved(shape: Shape) -> int:
@@ -93,7 +95,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(
             model.transformer(input_ids=ids, use_cache=False)
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
-    activations = layer_activations(shape, 64, "bf16", "cpu", False, is_native)
+    activations = layer_activations(shape, 64, "bf16", "cpu", False, is_native, is_whole_native)
     kept = sum(kept.bytes for kept in activations) * 4 * 64
     copies = 0 if is_native else 2 * shape.layer_matrix_weights
     assert saved(deeper) - saved(shape) == pytest.approx(kept + copies, rel=0.02)
@@ -122,15 +124,39 @@ def test_it_knows_the_numbers_that_the_training_goes_by() -> None:
 def test_compiled_code_takes_no_copies_of_large_matrices() -> None:
     # 256 wide: of the layers' matrices, only the one behind attention, of 65,536 weights, is small.
     shape = Shape.of(2, 4, 256, 128, 1000)
-    by_torch, native = (
-        training_memory(shape, settings_of(), 128, 4, "cpu", "bf16", is_native)
-        for is_native in (False, True)
+    for_torch = Settings.model_validate({"runtime": {"compile": True}})
+    by_torch, native, whole = (
+        training_memory(shape, settings, 128, 4, "cpu", "bf16", is_native)
+        for settings, is_native in ((for_torch, False), (for_torch, True), (settings_of(), True))
     )
     assert (by_torch.copies, native.copies) == (2 * 2 * 12 * 65_536, 2 * 2 * 65_536)
-    # 1,024 numbers of the activation function, in two bytes, for 512 tokens and two layers.
-    assert by_torch.activations - native.activations == 2 * 2 * 512 * 1024
+    # For 512 tokens and two layers: in two bytes 1,024 numbers of the activation function and attention
+    # weights of 4 heads for 128 tokens, for which there is one number in four bytes.
+    assert by_torch.activations - native.activations == 2 * 512 * (2 * (1024 + 4 * 128) - 4 * 4)
     assert by_torch.logits - native.logits == 2 * 1000 * 256
     assert native.peak < by_torch.peak
+    # The outputs of both layer norms, and four numbers of each.
+    assert whole.copies == 0
+    assert native.activations - whole.activations == 2 * 512 * (2 * 2 * 256 + 4 * 4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "values"),
+    [
+        (4, {}),  # Of 48 numbers each.
+        (3, {"model": {"dropout": 0.1}}),
+        (3, {"training": {"lora": {}}}),
+        (3, {"runtime": {"compile": True}}),
+    ],
+)
+def test_layers_that_are_not_native_keep_what_those_of_torch_do(
+    heads: int, values: dict[str, Any]
+) -> None:
+    shape, settings = Shape.of(2, heads, 192, 512, 1000), Settings.model_validate(values)
+    memory = training_memory(shape, settings, 512, 4, "cpu", "bf16", is_native=True)
+    kept = layer_activations(shape, 512, "bf16", "cpu", settings.model.dropout > 0, is_native=True)
+    outside = 192 * (4 + 4 + 4 + 2)
+    assert memory.activations == 4 * 512 * (2 * sum(one.bytes for one in kept) + outside)
 
 
 @pytest.mark.parametrize("length", [16, 512, 4096])

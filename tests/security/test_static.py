@@ -45,6 +45,7 @@ CALLS_C = {
     "gptcli.training.device",
     "gptcli.native.kernels",
     "gptcli.native.attention",
+    "gptcli.native.layer",
     "gptcli.native.loss",
     "gptcli.native.muon",
     "gptcli.native.product",

@@ -54,6 +54,14 @@ def test_what_is_compiled_is_decided_by_what_is_planned(
     assert choose_compilation(settings, compute, 10**6, tokens) == expected
 
 
+def test_layers_with_compiled_code_are_compiled_by_torch_only_if_it_is_asked_for() -> None:
+    found = choose_compilation(Settings(), BF16, 10**6, 10**9, is_native=True)
+    assert found == (False, "the layers have compiled code of their own")
+    wanted = Settings.model_validate({"runtime": {"compile": True}})
+    if HAS_COMPILER:
+        assert choose_compilation(wanted, BF16, 10**6, 10**9, is_native=True) == (True, "as set")
+
+
 def test_without_a_compiler_nothing_is_compiled_unless_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
