@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptcli.native.kernels import load_kernels
 from gptcli.native.processor import multiplies_tiles
+from gptcli.native.product import row_stride
 
 # The sizes of a head and of the MLP are multiples of this.
 _MULTIPLE = 32
@@ -113,11 +114,11 @@ def _described(
     rows, inner = sequences * tokens, weights[8].shape[1]
     if not kept:
         kept = [
-            inputs.new_empty(rows, _row_stride(3 * width), dtype=torch.bfloat16),
-            inputs.new_empty(rows, _row_stride(width), dtype=torch.bfloat16),
+            inputs.new_empty(rows, row_stride(3 * width), dtype=torch.bfloat16),
+            inputs.new_empty(rows, row_stride(width), dtype=torch.bfloat16),
             inputs.new_empty(sequences, sizes.heads, tokens),
             torch.empty_like(inputs),
-            inputs.new_empty(rows, _row_stride(inner), dtype=torch.bfloat16),
+            inputs.new_empty(rows, row_stride(inner), dtype=torch.bfloat16),
         ]
     parts = []
     for i in range(0, len(weights), 2):
@@ -139,11 +140,6 @@ def _described(
         *(tensor.data_ptr() for tensor in kept),
     )
     return layer, kept
-
-
-def _row_stride(columns: int) -> int:
-    """Return how far it is from a row to the next, as native/layer.cpp has it."""
-    return columns if columns % 1024 else columns + _MULTIPLE
 
 
 def _run(name: str, layer: _Layer, inputs: Tensor) -> None:

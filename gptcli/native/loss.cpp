@@ -6,11 +6,11 @@
 
 namespace {
 
-// Scores of some of the vocabulary: (rows, width).
+// Scores of some of the vocabulary: (rows, width), rows being `stride` apart.
 template <class Number>
 struct Slice {
     Number* scores;
-    int64_t width;
+    int64_t width, stride;
 };
 
 // Compute the loss of a row in nats. is_learning: put its gradient in the place of the scores.
@@ -23,7 +23,7 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
     Number* its_place = nullptr;
     int64_t vocabulary = 0;
     for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
-        Number* scores = slice->scores + row * slice->width;
+        Number* scores = slice->scores + row * slice->stride;
         Floats most = Floats{} + greatest;
         int64_t i = 0;
         for (; i + LANES <= slice->width; i += LANES) most = larger(most, load(scores + i));
@@ -34,7 +34,7 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
     }
     double exponentials = 0, distances = 0;
     for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
-        const Number* scores = slice->scores + row * slice->width;
+        const Number* scores = slice->scores + row * slice->stride;
         Floats some = {}, their_distances = {};
         int64_t i = 0;
         for (; i + LANES <= slice->width; i += LANES) {
@@ -51,7 +51,7 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
     const float log_less = float(log_sum), less = float(of_each), its_distance = number(*its_place) - greatest;
     if (is_learning) {
         for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
-            Number* scores = slice->scores + row * slice->width;
+            Number* scores = slice->scores + row * slice->stride;
             int64_t i = 0;
             for (; i + LANES <= slice->width; i += LANES)
                 store(exponential(load(scores + i) - greatest - log_less) - less, scores + i);

@@ -18,7 +18,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class _Slice(ctypes.Structure):
-    _fields_ = (("scores", c_void_p), ("width", c_int64))
+    _fields_ = (("scores", c_void_p), ("width", c_int64), ("stride", c_int64))
 
 
 class NativeLoss:
@@ -38,15 +38,14 @@ class NativeLoss:
     ) -> Tensor:
         """Return the summed loss in nats, in float64.
 
-        slices: (rows, some of the vocabulary) each, the scores. chosen: (rows), the targets.
-        is_learning: put the loss's gradient in the place of the scores. The number of threads makes no
-        difference. Raises IndexError for a target that is not in the vocabulary.
+        slices: (rows, some of the vocabulary) each, the scores, those of a row beside each other.
+        chosen: (rows), the targets. is_learning: put the loss's gradient in the place of the scores. The
+        number of threads makes no difference. Raises IndexError for a target beyond the vocabulary.
         """
         rows, vocabulary = len(chosen), sum(scores.shape[1] for scores in slices)
         assert chosen.dtype == torch.int64
         assert all(
-            scores.is_contiguous() and scores.dtype == self._dtype and len(scores) == rows
-            for scores in slices
+            (len(scores), scores.stride(1), scores.dtype) == (rows, 1, self._dtype) for scores in slices
         )
         if rows and not 0 <= int(chosen.min()) <= int(chosen.max()) < vocabulary:
             raise IndexError(f"a target is not in 0..{vocabulary - 1}")
@@ -54,7 +53,9 @@ class NativeLoss:
         losses = torch.empty(rows, dtype=torch.float64)
         function = getattr(self._kernels, f"gptcli_loss_{_DTYPES[self._dtype]}")
         function(
-            (_Slice * len(slices))(*(_Slice(scores.data_ptr(), scores.shape[1]) for scores in slices)),
+            (_Slice * len(slices))(
+                *(_Slice(scores.data_ptr(), scores.shape[1], scores.stride(0)) for scores in slices)
+            ),
             c_int64(len(slices)),
             c_void_p(chosen.data_ptr()),
             c_int64(rows),

@@ -15,6 +15,7 @@ struct Weights {
 };
 
 struct Step {
+    float gradient_scale;
     float kept;               // Of a weight: what decay leaves.
     float momentum, epsilon;
     float coefficients[3];    // Of the polynomial's first, third and fifth power.
@@ -67,6 +68,7 @@ struct Update {
             memcpy(&gradient, weights.gradients + i, size);
             memcpy(&momentum, weights.momentum + i, size);
             memcpy(&weight, weights.weights + i, size);
+            gradient *= step.gradient_scale;
             momentum += (gradient - momentum) * (1 - step.momentum);
             weight *= step.kept;
             memcpy(weights.momentum + i, &momentum, size);

@@ -26,6 +26,7 @@ class _Weights(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
+        ("gradient_scale", c_float),
         ("kept", c_float),
         ("momentum", c_float),
         ("epsilon", c_float),
@@ -39,8 +40,11 @@ class NativeMuon(torch.optim.Muon):
     https://arxiv.org/abs/2502.16982).
 
     Each thread has matrices of its own, of symmetric products one half is computed, and the last one
-    goes to the weights without being rounded to bfloat16.
+    goes to the weights without being rounded to bfloat16. Gradients are multiplied by `gradient_scale`
+    first.
     """
+
+    gradient_scale = 1.0
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -64,6 +68,7 @@ class NativeMuon(torch.optim.Muon):
                 scale = -0.2 * rate * math.sqrt(max(parameter.shape))
                 weights.append(_Weights(*(part.data_ptr() for part in parts), *parameter.shape, scale))
             step = _Step(
+                self.gradient_scale,
                 1 - rate * group["weight_decay"],
                 group["momentum"],
                 group["eps"],

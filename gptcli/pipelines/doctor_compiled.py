@@ -15,6 +15,7 @@ from gptcli.models.architecture import gpt2_config, new_model
 from gptcli.models.attention import plain_attention
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.layer import has_native_layers, use_fast_layers
+from gptcli.native.adamw import NativeAdamW, gradient_norm
 from gptcli.native.kernels import NoKernelError, build_kernels, kernel_folder
 from gptcli.native.loss import NativeLoss
 from gptcli.native.muon import NativeMuon
@@ -152,18 +153,36 @@ def _products_are_right() -> bool:
     )
 
 
-def _step_is_right() -> bool:
+def _adamw_is_right() -> bool:
+    gradient = torch.randn(70, 500, generator=torch.Generator().manual_seed(0))
+    norm = torch.tensor(gradient_norm([gradient]), dtype=torch.float64)
+    found, expected = (
+        _stepped(lambda weights, kind=kind: kind(weights, lr=0.1))  # type: ignore[misc]
+        for kind in (NativeAdamW, torch.optim.AdamW)
+    )
+    return _are_near([norm, *found], [gradient.double().norm(), *expected], TOLERANCES[torch.float32])
+
+
+def _muon_is_right() -> bool:
     if not multiplies_tiles():  # Then it is torch's.
         return True
-    found = []
-    for kind in (NativeMuon, torch.optim.Muon):
-        numbers = torch.Generator().manual_seed(0)
-        weights = [torch.zeros(shape, requires_grad=True) for shape in ((64, 100), (100, 64))]
+    found, expected = (
+        _stepped(lambda weights, kind=kind: kind(weights, adjust_lr_fn="match_rms_adamw"))  # type: ignore[misc]
+        for kind in (NativeMuon, torch.optim.Muon)
+    )
+    return _are_near(found, expected, 2 * TOLERANCES[torch.bfloat16])  # Both are rounded.
+
+
+def _stepped(new: Callable[[list[Tensor]], torch.optim.Optimizer]) -> list[Tensor]:
+    """Return weights that were 0, after two steps of a new optimizer."""
+    numbers = torch.Generator().manual_seed(0)
+    weights = [torch.zeros(shape, requires_grad=True) for shape in ((64, 100), (100, 64))]
+    optimizer = new(weights)
+    for _ in range(2):
         for weight in weights:
             weight.grad = torch.randn(weight.shape, generator=numbers)
-        kind(weights, adjust_lr_fn="match_rms_adamw").step()  # type: ignore[no-untyped-call]
-        found.append([weight.detach() for weight in weights])
-    return _are_near(found[0], found[1], 2 * TOLERANCES[torch.bfloat16])  # Both are rounded.
+        optimizer.step()
+    return [weight.detach() for weight in weights]
 
 
 def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> bool:
@@ -175,11 +194,12 @@ def _are_near(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: fl
 
 
 _COMPARISONS: dict[str, Callable[[], bool]] = {
+    "adamw": _adamw_is_right,
     "attention": _attention_is_right,
     "forward": _next_tokens_are_right,
     "layer": _layers_are_right,
     "loss": _loss_is_right,
-    "muon": _step_is_right,
+    "muon": _muon_is_right,
     "product": _products_are_right,
 }
 """By the names of what there is to compile."""

@@ -29,7 +29,7 @@ from gptcli.tasks.assembly import TokenTask
 from gptcli.tasks.table import build_job
 from gptcli.training.device import Compute, choose_compute
 from gptcli.training.job import Job
-from gptcli.training.loop import accumulate_gradients
+from gptcli.training.loop import accumulate_gradients, clipping
 from gptcli.training.optimizers import Optimizers
 
 # Steps are timed until there are so many and so much time has gone by.
@@ -172,8 +172,8 @@ def _time_steps(
         begun = _clock(compute)
         accumulate_gradients(model, task, batch, micro_batch_size, compute)
         learnt = _clock(compute)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.max_grad_norm or 1.0)
-        optimizers.step(settings.training.learning_rate)
+        scale = clipping(optimizers.gradient_norm(), settings.training.max_grad_norm)
+        optimizers.step(settings.training.learning_rate, scale)
         updated = _clock(compute)
         if step > 0:  # The first makes the optimizer's state, and warms up.
             passes.append((learnt - begun) / parts)

@@ -143,7 +143,7 @@ def train(
             halve_micro_batch(progress, error)
             yield MicroBatchHalved(progress.micro_batch_size)
             continue
-        grad_norm = _unscale_and_clip(model, loss_scale, training.max_grad_norm)
+        grad_norm = optimizers.gradient_norm() / loss_scale
         if progress.loss_scale and not math.isfinite(grad_norm) and progress.loss_scale > 1:
             # fp16 overflowed, which says nothing of the run: the batch is tried at a smaller scale.
             progress.loss_scale /= 2
@@ -162,7 +162,7 @@ def train(
             yield StepSkipped(progress.step, f"{where}; skipped.")
             continue
         rate = learning_rate(step, training)
-        optimizers.step(rate)
+        optimizers.step(rate, clipping(grad_norm, training.max_grad_norm) / loss_scale)
         if progress.loss_scale:
             progress.steps_at_this_scale += 1
             if progress.steps_at_this_scale == STEPS_UNTIL_SCALE_DOUBLES:
@@ -215,14 +215,10 @@ def accumulate_gradients(
     return total.item() / weight
 
 
-def _unscale_and_clip(model: nn.Module, loss_scale: float, max_norm: float) -> float:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if loss_scale != 1:
-        torch._foreach_div_(gradients, loss_scale)
-    norm = nn.utils.get_total_norm(gradients)
-    if max_norm:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-    return norm.item()
+def clipping(norm: float, max_norm: float) -> float:
+    """Return what to multiply gradients of this norm with, so that it is at most max_norm; 0: any."""
+    # As torch.nn.utils.clip_grad_norm_.
+    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
 
 def _not_finite(loss: float, grad_norm: float) -> str | None:

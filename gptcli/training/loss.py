@@ -151,7 +151,7 @@ class _NativeProducts:
         return head  # They are rounded where they are laid out for a product.
 
     def scores(self, inputs: Tensor, head: Tensor) -> Tensor:
-        scores = inputs.new_empty(len(inputs), len(head))
+        scores = inputs.new_empty(len(inputs), native_product.row_stride(len(head)))[:, : len(head)]
         native_product.multiply(inputs, head.T, scores)
         return scores
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.config.schema import TrainingSettings
+from gptcli.native.adamw import NativeAdamW, gradient_norm, has_adamw
 from gptcli.native.muon import NativeMuon, has_muon
 
 # What an optimizer keeps for a weight.
 _QUANTITIES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    NativeAdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
     NativeMuon: ("momentum_buffer",),
 }
@@ -38,8 +40,11 @@ class Optimizers:
             {"params": [parameter for parameter in rest if parameter.ndim >= 2]},
             {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
         ]
+        is_on_cpu = all(parameter.device.type == "cpu" for parameter in self._names)
+        self._is_native = is_on_cpu and has_adamw()
+        adamw = NativeAdamW if self._is_native else torch.optim.AdamW
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
+            adamw(
                 groups,
                 lr=settings.learning_rate,
                 betas=(settings.adam_beta1, settings.adam_beta2),
@@ -48,10 +53,9 @@ class Optimizers:
             )
         ]
         if with_muon:
-            on_cpu = all(parameter.device.type == "cpu" for parameter in with_muon)
-            kind = NativeMuon if on_cpu and has_muon() else torch.optim.Muon
+            muon = NativeMuon if is_on_cpu and has_muon() else torch.optim.Muon
             self._optimizers.append(
-                kind(
+                muon(
                     with_muon,
                     lr=settings.learning_rate,
                     weight_decay=settings.weight_decay,
@@ -77,11 +81,24 @@ class Optimizers:
                         is_count = quantity == "step"
                         optimizer.state[parameter][quantity] = made.new_zeros(()) if is_count else made
 
-    def step(self, learning_rate: float) -> None:
-        """Update the weights from their gradients, then drop the gradients."""
+    def gradient_norm(self) -> float:
+        """Return the L2 norm of all gradients together."""
+        gradients = [weight.grad for weight in self._names if weight.grad is not None]
+        if self._is_native:
+            return gradient_norm(gradients)
+        return nn.utils.get_total_norm(gradients).item()
+
+    def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
+        """Update the weights from their gradients times `gradient_scale`, then drop the gradients."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            if isinstance(optimizer, NativeAdamW | NativeMuon):
+                optimizer.gradient_scale = gradient_scale
+            elif gradient_scale != 1:
+                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
+                torch._foreach_mul_(gradients, gradient_scale)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -59,6 +59,9 @@ OTHER_SCALE = "attend<{}>([&] {{ Attention other = *attention; other.scale *= 2;
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
+        # Steps, and the norm of gradients.
+        ("adamw", "weights[i] * some.kept", "weights[i]"),
+        ("adamw", "sum += some;", "sum = some;"),
         # Attended values, and gradients.
         ("attention", "attend<Forward>(*attention", OTHER_SCALE.format("Forward")),
         ("attention", "attend<Backward>(*attention", OTHER_SCALE.format("Backward")),

@@ -17,7 +17,6 @@ from gptcli.models.activation import fuse_activation
 from gptcli.models.attention import use_plain_attention
 from gptcli.models.layer import NativeBlock, has_native_layers, use_fast_layers
 from gptcli.models.saving import save_model
-from gptcli.native import layer as native_layer
 from tests.conftest import errors, skip_without_native_products
 from tests.models.test_adapters import with_adapters
 from tests.models.test_linear import in_bfloat16
@@ -265,13 +264,3 @@ def test_layers_with_adapters_and_those_for_torch_s_compiler_are_left_as_they_ar
     use_fast_layers(model, is_compiled=True)
     assert has_native_layers(model)
     assert type(model.transformer.h[0]) is GPT2Block
-
-
-def test_rows_lie_where_compiled_code_takes_them() -> None:
-    # 2 KiB are 1,024 numbers.
-    assert [native_layer._row_stride(columns) for columns in (64, 1024, 1056, 3072)] == [
-        64,
-        1056,
-        1056,
-        3104,
-    ]

@@ -35,7 +35,9 @@ def some_scores(rows: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def parted(scores: Tensor, widths: list[int]) -> list[Tensor]:
-    return [part.contiguous() for part in torch.split(scores, widths, 1)]
+    """Return slices whose rows lie apart, each by itself."""
+    parts = torch.split(scores, widths, 1)
+    return [F.pad(part, (0, 5), value=math.nan)[:, : part.shape[1]] for part in parts]
 
 
 @DTYPES

@@ -86,6 +86,18 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         assert all(map(torch.equal, found[0], other))
 
 
+def test_a_scale_of_gradients_is_as_if_they_were_scaled_before() -> None:
+    found = []
+    for scale in (1.0, 4.0):
+        weight = torch.nn.Parameter(start((64, 192)))
+        optimizer = NativeMuon([weight], lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+        weight.grad = gradient((64, 192), 0) * scale
+        optimizer.gradient_scale = 1 / scale
+        optimizer.step()
+        found.append((weight.detach(), optimizer.state[weight]["momentum_buffer"]))
+    assert all(map(torch.equal, *found))
+
+
 def test_a_gradient_of_0_leaves_a_weight_to_decay_and_one_that_is_missing_leaves_it_alone() -> None:
     weights = [torch.nn.Parameter(torch.ones(40, 50)) for _ in range(2)]
     optimizer = NativeMuon(weights, lr=0.5, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")

@@ -44,6 +44,7 @@ STARTS_PROGRAMS = {"gptcli.pipelines.doctor", "gptcli.native.kernels"}
 CALLS_C = {
     "gptcli.training.device",
     "gptcli.native.kernels",
+    "gptcli.native.adamw",
     "gptcli.native.attention",
     "gptcli.native.layer",
     "gptcli.native.loss",

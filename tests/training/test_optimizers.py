@@ -68,6 +68,31 @@ def test_three_steps_equal_those_of_plain_torch_adamw(model: GPT2LMHeadModel) ->
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("is_native", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_may_scale_gradients_whose_norm_is_that_of_all(
+    model: GPT2LMHeadModel, optimizer: OptimizerName, is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_native:
+        monkeypatch.setattr("gptcli.training.optimizers.has_adamw", lambda: False)
+        monkeypatch.setattr("gptcli.training.optimizers.has_muon", lambda: False)
+    found = []
+    for scale in (1.0, 0.25):
+        other = copy.deepcopy(model)
+        optimizers = Optimizers(other, TrainingSettings(optimizer=optimizer))
+        set_gradients(other, 0)
+        for parameter in other.parameters():
+            assert parameter.grad is not None
+            parameter.grad /= scale
+        numbers = torch.cat(
+            [weight.grad.flatten() for weight in other.parameters() if weight.grad is not None]
+        )
+        assert optimizers.gradient_norm() == pytest.approx(numbers.double().norm().item(), rel=1e-5)
+        optimizers.step(1e-2, scale)
+        found.append((weights_of(other), optimizers.state_tensors()))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(model: GPT2LMHeadModel) -> None:
     optimizers = Optimizers(model, TrainingSettings(optimizer="muon"))
     set_gradients(model, 0)
