@@ -13,8 +13,9 @@ the runs of one round. After the first round only the defaults of each peer and 
 go on; another round begins if it should end within --minutes. A run is killed when it has shown enough,
 so that nobody saves anything.
 
-gptcli    the command for a run without end, which it may compile. What is compared has AdamW, as all
-          peers have; beside it not compiled, and as it comes, with Muon. --set tries settings.
+gptcli    the command for a run without end. What is compared has AdamW, as all peers have; beside it the
+          same by torch.compile (on a GPU, where that is the default, without), and as it comes, with
+          Muon. --set tries settings.
 trainer   peers/hf_trainer.py, the recipe of transformers' run_clm.py: as it comes in float32 and with a
           mask of ones; flags: bf16, the data without the mask, torch_compile.
 nanogpt   train.py of a checkout: its README's recipe for CPUs (float32, not compiled), on a GPU as it

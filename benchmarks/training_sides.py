@@ -63,17 +63,15 @@ class Side:
     @property
     def is_compiled(self) -> bool:
         """Whether it needs a C++ compiler. litgpt always compiles."""
-        return self.peer == "litgpt" or bool({"--compile", "--compile=True"} & {*self.options})
+        wishes = {"--compile", "--compile=True", _COMPILE}
+        return self.peer == "litgpt" or bool(wishes & {*self.options})
 
 
 _ADAMW = ("--set", "training.optimizer=adamw")
+_COMPILE, _NO_COMPILE = "runtime.compile=true", "runtime.compile=false"
 GPTCLI = Side("gptcli", "with the peers' AdamW", "ours", _ADAMW)
-_GPTCLI = [
-    GPTCLI,
-    Side("gptcli", "with AdamW, not compiled", "changed", (*_ADAMW, "--set", "runtime.compile=false")),
-    # Its optimizer for new models is Muon.
-    Side("gptcli", "as it comes", "changed"),
-]
+# Its optimizer for new models is Muon.
+_AS_IT_COMES = Side("gptcli", "as it comes", "changed")
 _TRAINER = [
     Side("trainer", "as it comes", "defaults"),
     Side("trainer", "bf16, no mask", "flags", ("--bf16", "--no-mask")),
@@ -87,7 +85,10 @@ _EAGER, _COMPILED, _BF16 = "--compile=False", "--compile=True", "--dtype=bfloat1
 _AUTOCAST = "nanogpt_autocast.py"
 SIDES = {
     "cpu": [
-        *_GPTCLI,
+        GPTCLI,
+        # In place of its own compiled code.
+        Side("gptcli", "with AdamW, torch.compile", "changed", (*_ADAMW, "--set", _COMPILE)),
+        _AS_IT_COMES,
         *_TRAINER,
         Side("nanogpt", "as its README says", "defaults", (_EAGER,)),
         Side("nanogpt", "compiled", "flags", (_COMPILED, _BF16)),
@@ -96,7 +97,9 @@ SIDES = {
         *_LITGPT,
     ],
     "cuda": [
-        *_GPTCLI,
+        GPTCLI,
+        Side("gptcli", "with AdamW, not compiled", "changed", (*_ADAMW, "--set", _NO_COMPILE)),
+        _AS_IT_COMES,
         *_TRAINER,
         # Compiled, and in bf16 where the GPU has it.
         Side("nanogpt", "as it comes", "defaults", (_COMPILED,)),
