@@ -578,7 +578,8 @@ class RuntimeSettings(Section):
     compile: bool | None = Field(
         None,
         description="torch.compile for training; if not set, for language modelling in low precision "
-        "that is long enough to pay back the half minute that it takes.",
+        "that is long enough to pay back the half minute that it takes, where gptcli has no compiled "
+        "layers of its own.",
     )
     threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads; torch's own choice if not set."

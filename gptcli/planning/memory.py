@@ -177,9 +177,11 @@ def training_memory(
     accumulated = gradients if micro_batch_size < training.batch_size else 0
     always = LIBRARIES[device] + weights + optimizer
     # At the loss: all activations, and the head's scores.
+    space = _space_of_layers(shape, tokens) if is_whole_native else 0  # It stays there.
+    activations += space
     at_loss = accumulated + copies + activations + head + head_gradient
     # At the end of the backward pass: the embedding's gradient comes from both of its ends.
-    at_end = gradients + head_gradient + (embedding if is_whole and accumulated else 0)
+    at_end = gradients + head_gradient + (embedding if is_whole and accumulated else 0) + space
     in_pieces = round(LEFT_IN_PIECES[precision] * max(at_loss, at_end))
     return Memory(
         libraries=LIBRARIES[device],
@@ -204,6 +206,15 @@ def _has_native_layers(shape: Shape, settings: Settings) -> bool:
     has_sizes = shape.n_embd % (NATIVE_MULTIPLE * shape.n_head) == shape.n_inner % NATIVE_MULTIPLE == 0
     is_plain = not settings.model.dropout and settings.training.lora is None
     return has_sizes and is_plain and settings.runtime.compile is not True
+
+
+def _space_of_layers(shape: Shape, tokens: int) -> int:
+    """Return the bytes that the backward pass of a native layer takes for itself (native/layer.cpp)."""
+    width, inner = shape.n_embd, shape.n_inner
+    # In bfloat16 what a layer norm gives and two gradients, in float32 two; what goes through the
+    # activation function; and where the products with the MLP's second matrix are laid out.
+    made = tokens * (3 * 2 * width + 2 * 4 * width + 2 * max(inner, 3 * width))
+    return made + 2 * (tokens * (inner + width) + inner * width)
 
 
 def _outside_of_layers(shape: Shape, product: int) -> int:

@@ -118,6 +118,16 @@ def test_how_many_threads_there_are_changes_no_bit() -> None:
         assert all(map(torch.equal, found[0], others))
 
 
+def test_what_other_sizes_left_behind_changes_nothing() -> None:
+    _, compiled = layers()
+    inputs, gradient = torch.randn(2, 3, 20, 64).unbind()
+    others = torch.full((2, 5, 40, 64), torch.inf)
+    with in_bfloat16():
+        expected = with_gradients(compiled, inputs, gradient)
+        with_gradients(compiled, *others)
+        assert all(map(torch.equal, with_gradients(compiled, inputs, gradient), expected))
+
+
 def test_inputs_and_gradients_may_lie_anywhere() -> None:
     _, compiled = layers()
     inputs, gradient = torch.randn(2, 3, 20, 64).unbind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 from gptcli.config.schema import Settings
 from gptcli.models import attention
+from gptcli.models.architecture import gpt2_config, new_model
+from gptcli.models.layer import use_fast_layers
+from gptcli.native import layer as native_layer
 from gptcli.native import product as native_product
 from gptcli.planning import memory
 from gptcli.planning.memory import (
@@ -101,6 +105,24 @@ def test_what_a_layer_keeps_is_what_autograd_saves(
     assert saved(deeper) - saved(shape) == pytest.approx(kept + copies, rel=0.02)
 
 
+def test_the_space_of_native_layers_is_what_they_take() -> None:
+    skip_without_native_products()
+    inputs = torch.zeros(4, 128, 128, requires_grad=True)
+    model = new_model(
+        gpt2_config(0, 0, n_layer=1, n_head=2, n_embd=64, n_positions=100, vocab_size=9), 0
+    )
+    use_fast_layers(model, is_compiled=False)
+
+    def taken() -> int:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.autograd.backward(model.transformer.h[0](inputs).sum())
+        return len(native_layer._kept.space)
+
+    with ThreadPoolExecutor(1) as executor:  # A thread has its own.
+        found = executor.submit(taken).result()
+    assert found == pytest.approx(memory._space_of_layers(Shape.of(1, 2, 128, 128, 9), 512), rel=0.03)
+
+
 @pytest.mark.parametrize("training", [{}, {"optimizer": "muon"}])
 def test_a_checkpoint_is_as_large_as_the_training_says(model: Any, training: dict[str, Any]) -> None:
     settings = settings_of(**training)
@@ -137,7 +159,8 @@ def test_compiled_code_takes_no_copies_of_large_matrices() -> None:
     assert native.peak < by_torch.peak
     # The outputs of both layer norms, and four numbers of each.
     assert whole.copies == 0
-    assert native.activations - whole.activations == 2 * 512 * (2 * 2 * 256 + 4 * 4)
+    kept = whole.activations - memory._space_of_layers(shape, 512)
+    assert native.activations - kept == 2 * 512 * (2 * 2 * 256 + 4 * 4)
 
 
 @pytest.mark.parametrize(
@@ -153,10 +176,10 @@ def test_layers_that_are_not_native_keep_what_those_of_torch_do(
     heads: int, values: dict[str, Any]
 ) -> None:
     shape, settings = Shape.of(2, heads, 192, 512, 1000), Settings.model_validate(values)
-    memory = training_memory(shape, settings, 512, 4, "cpu", "bf16", is_native=True)
+    planned = training_memory(shape, settings, 512, 4, "cpu", "bf16", is_native=True)
     kept = layer_activations(shape, 512, "bf16", "cpu", settings.model.dropout > 0, is_native=True)
     outside = 192 * (4 + 4 + 4 + 2)
-    assert memory.activations == 4 * 512 * (2 * sum(one.bytes for one in kept) + outside)
+    assert planned.activations == 4 * 512 * (2 * sum(one.bytes for one in kept) + outside)
 
 
 @pytest.mark.parametrize("length", [16, 512, 4096])
