@@ -116,6 +116,11 @@ def _described(
     assert all(part.dtype == torch.float32 and part.is_contiguous() for part in (inputs, *weights))
     sequences, tokens, width = inputs.shape
     rows, inner = sequences * tokens, weights[8].shape[1]
+    norm = (width,)
+    shapes = [norm, (width, 3 * width), (width, width), norm, (width, inner), (inner, width)]
+    assert [weight.shape for weight in weights] == [
+        size for shape in shapes for size in (shape, shape[-1:])
+    ]
     if not kept:
         kept = [
             inputs.new_empty(rows, row_stride(3 * width), dtype=torch.bfloat16),

@@ -109,7 +109,7 @@ def test_the_space_of_native_layers_is_what_they_take() -> None:
     skip_without_native_products()
     inputs = torch.zeros(4, 128, 128, requires_grad=True)
     model = new_model(
-        gpt2_config(0, 0, n_layer=1, n_head=2, n_embd=64, n_positions=100, vocab_size=9), 0
+        gpt2_config(0, 0, n_layer=1, n_head=2, n_embd=128, n_positions=128, vocab_size=9), 0
     )
     use_fast_layers(model, is_compiled=False)
 
