@@ -141,12 +141,10 @@ inline Floats scaled(Floats values, Floats n, __mmask16 is_there = 0xffff) {
 }
 #endif
 
-// e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2. Values: float, or Floats and Ints for its bits.
+// e^x to about 23 bits, as Cephes' expf: 2^n e^r with |r| <= ln(2) / 2. Values: float, or Floats; Bits: uint32_t, or Words.
 template <class Values, class Bits>
 inline Values exponential(Values x) {
-    const Values least = Values{} - 87, most = Values{} + 88;
-    x = x < least ? least : x;
-    x = x > most ? most : x;
+    x = smaller(Values{} + 88, larger(Values{} - 87, x));
     // To where neighbours are 1 apart: the last bits are the whole number.
     const Values shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     const Values p = exponential_near_0(x - n * 0.693359375f + n * 2.12194440e-4f);
@@ -158,7 +156,7 @@ inline Values exponential(Values x) {
     return p * scale;
 }
 
-inline float exponential(float x) { return exponential<float, int32_t>(x); }
+inline float exponential(float x) { return exponential<float, uint32_t>(x); }
 
 inline Floats exponential(Floats x) {
 #ifdef __AVX512F__
@@ -166,7 +164,7 @@ inline Floats exponential(Floats x) {
     // Below, numbers are smaller than normal ones.
     return scaled(exponential_near_0(r), n, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87), _CMP_NLT_UQ));
 #else
-    return exponential<Floats, Ints>(x);
+    return exponential<Floats, Words>(x);
 #endif
 }
 
