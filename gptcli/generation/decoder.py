@@ -164,7 +164,7 @@ class _Decoding:
         waiting = next(prompts, None)
         while True:
             admitted = []
-            while waiting is not None and len(self._rows) < self._max_rows(waiting.row):
+            while waiting is not None and self._has_room_for(waiting.row):
                 self._admit(waiting)
                 admitted.append(waiting.logits)
                 waiting = next(prompts, None)
@@ -178,14 +178,17 @@ class _Decoding:
             else:
                 return
 
-    def _max_rows(self, row: _Row) -> int:
-        """Return how many rows may be under way, this one among them."""
-        capacity = max(self._earlier.capacity, self._capacity_for(row))
+    def _has_room_for(self, row: _Row) -> bool:
+        return len(self._rows) < self._max_rows(self._capacity_with(row))
+
+    def _max_rows(self, capacity: int) -> int:
+        """Return how many rows may be under way where each has room for so many tokens."""
         return max(1, min(MAX_ROWS, MAX_BYTES // (capacity * self._forward.bytes_per_token())))
 
-    def _capacity_for(self, row: _Row) -> int:
+    def _capacity_with(self, row: _Row) -> int:
+        """Return for how many tokens there is room where this one is under way, too."""
         tokens = -(-row.most_tokens // CAPACITY_STEP) * CAPACITY_STEP
-        return min(tokens, self._forward.context_length)
+        return max(self._earlier.capacity, min(tokens, self._forward.context_length))
 
     # Prompts.
 
@@ -226,16 +229,17 @@ class _Decoding:
 
     def _admit(self, prompt: _ReadPrompt) -> None:
         """Let a sequence be under way, but for its first token."""
-        rows, capacity = len(self._rows) + 1, self._capacity_for(prompt.row)
+        rows, capacity = len(self._rows) + 1, self._capacity_with(prompt.row)
         if rows > self._earlier.rows or capacity > self._earlier.capacity:
-            self._make_room(max(rows, self._earlier.rows), max(capacity, self._earlier.capacity))
+            self._make_room(rows, capacity)
         tokens = len(prompt.row.ids)
         self._earlier.fill_row(rows - 1, prompt.earlier, prompt.earlier_row, tokens)
         self._rows.append(prompt.row)
 
     def _make_room(self, rows: int, capacity: int) -> None:
-        # Twice as many at a time: what is there is copied.
-        rows = rows if rows <= self._earlier.rows else min(max(rows, 2 * self._earlier.rows), MAX_ROWS)
+        # Twice as many at a time, as what is there is copied; where each takes more, there may be fewer.
+        wished = self._earlier.rows if rows <= self._earlier.rows else 2 * self._earlier.rows
+        rows = max(rows, min(wished, self._max_rows(capacity)))
         larger = self._forward.new_keys_and_values(rows, capacity)
         for number, row in enumerate(self._rows):
             larger.fill_row(number, self._earlier, number, row.seen)

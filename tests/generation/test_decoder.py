@@ -14,7 +14,7 @@ from transformers import AddedToken, GPT2LMHeadModel, PreTrainedTokenizerFast
 from gptcli.generation import decoder as decoding
 from gptcli.generation.decoder import Decoder, Finished, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
-from gptcli.models.decoding_forward import DecodingForward
+from gptcli.models.decoding_forward import DecodingForward, KeysAndValues
 from gptcli.training.device import multiplies_int8
 
 CONTEXT_LENGTH = 32
@@ -266,6 +266,30 @@ def test_a_text_does_not_depend_on_those_that_are_made_beside_it(
         monkeypatch.setattr(decoding, "MAX_ROWS", max_rows)
         together = make_all(varied_model, requests, sampling=sampling, end_of_text_id=7, is_int8=is_int8)
         assert together == alone
+
+
+def test_fewer_rows_have_room_where_each_takes_more(
+    varied_model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(varied_model, NOT_A_TOKEN, torch.float32)
+    new, taken = decoder._forward.new_keys_and_values, []
+
+    def new_and_counted(rows: int, capacity: int) -> KeysAndValues:
+        taken.append(rows * capacity)
+        return new(rows, capacity)
+
+    monkeypatch.setattr(decoder._forward, "new_keys_and_values", new_and_counted)
+    monkeypatch.setattr(decoding, "CAPACITY_STEP", 4)
+    monkeypatch.setattr(decoding, "REQUESTS_AT_ONCE", 8)
+    # Eight rows of 8 tokens each, or two of 32.
+    monkeypatch.setattr(decoding, "MAX_BYTES", 64 * decoder._forward.bytes_per_token())
+    requests = [Request([number] * 4, 4) for number in range(8)]
+    requests += [Request([number] * 8, 24) for number in range(4)]
+    finished = [
+        event for event in decoder.decode(iter(requests), Sampling()) if isinstance(event, Finished)
+    ]
+    assert len(finished) == len(requests)
+    assert max(taken) == 64
 
 
 def test_requests_are_read_a_part_at_a_time(
