@@ -65,12 +65,14 @@ class _Layer(torch.autograd.Function):
         return of_inputs, None, *of_weights
 
 
-def use_fast_layers(model: Any, *, is_compiled: bool) -> None:
+def use_fast_layers(model: Any, precision: str, *, is_compiled: bool) -> None:
     """Let a GPT-2 on a CPU compute its layers as it is fastest; the function stays the same.
 
     is_compiled: torch.compile takes the layers, of which it can only take those that are not native.
     """
     use_plain_attention(model)
+    if precision != "bf16":
+        return
     use_native_products(model)
     for block in model.transformer.h:
         if not is_compiled and _is_for(block):

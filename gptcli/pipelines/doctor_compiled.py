@@ -94,7 +94,7 @@ def _layers_are_right() -> bool:
     for weight in block.parameters():
         weight.data = torch.randn(weight.shape, generator=numbers) / 4
     exact = copy.deepcopy(block).double()
-    use_fast_layers(model, is_compiled=False)
+    use_fast_layers(model, "bf16", is_compiled=False)
     inputs, gradient = torch.randn(2, 1, 100, 64, generator=numbers).unbind()
     found, expected = (
         _outputs_and_gradients(layer, inputs.to(dtype), gradient.to(dtype))

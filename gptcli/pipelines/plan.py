@@ -136,7 +136,7 @@ def new_shape(shape: Shape, settings: Settings, compute: Compute) -> Any:
     )
     model = new_model(config, seed=0).to(compute.device)
     if compute.device.type == "cpu":
-        use_fast_layers(model, is_compiled=settings.runtime.compile is True)
+        use_fast_layers(model, compute.precision, is_compiled=settings.runtime.compile is True)
     return model
 
 

@@ -133,7 +133,7 @@ def assemble_job(
         settings, compute, count_parameters(model), tokens, is_native=is_native
     )
     if is_on_cpu:
-        use_fast_layers(model, is_compiled=is_compiled)
+        use_fast_layers(model, compute.precision, is_compiled=is_compiled)
     # A resumed run goes on with the same kernels: others round otherwise.
     runtime = settings.runtime.model_copy(update={"compile": is_compiled})
     settings = settings.model_copy(update={"runtime": runtime})

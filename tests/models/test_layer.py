@@ -55,7 +55,7 @@ def new_model(width: int = 64, heads: int = 2, inner: int | None = None, **other
 def native(model: Any) -> Any:
     """Return a copy whose layers are compiled code's."""
     changed = copy.deepcopy(model)
-    use_fast_layers(changed, is_compiled=False)
+    use_fast_layers(changed, "bf16", is_compiled=False)
     assert all(type(block) is NativeBlock for block in changed.transformer.h)
     return changed
 
@@ -260,17 +260,18 @@ def test_a_saved_model_does_not_know_of_it(tokenizer: PreTrainedTokenizerFast, t
 def test_other_layers_are_left_as_they_are(options: dict[str, Any]) -> None:
     model = new_model(**options)
     assert not has_native_layers(model)
-    use_fast_layers(model, is_compiled=False)
+    use_fast_layers(model, "bf16", is_compiled=False)
     assert type(model.transformer.h[0]) is GPT2Block
 
 
-def test_layers_with_adapters_and_those_for_torch_s_compiler_are_left_as_they_are() -> None:
+def test_layers_with_adapters_for_torch_s_compiler_or_in_fp32_are_left_as_they_are() -> None:
     pytest.importorskip("peft")
     adapted = with_adapters(new_model(), targets=["c_attn"])
-    use_fast_layers(adapted, is_compiled=False)
+    use_fast_layers(adapted, "bf16", is_compiled=False)
     assert not has_native_layers(adapted)
     assert type(adapted.transformer.h[0]) is GPT2Block
-    model = new_model()
-    use_fast_layers(model, is_compiled=True)
-    assert has_native_layers(model)
-    assert type(model.transformer.h[0]) is GPT2Block
+    for precision, is_compiled in (("bf16", True), ("fp32", False)):
+        model = new_model()
+        use_fast_layers(model, precision, is_compiled=is_compiled)
+        assert has_native_layers(model)
+        assert type(model.transformer.h[0]) is GPT2Block

@@ -111,7 +111,7 @@ def test_the_space_of_native_layers_is_what_they_take() -> None:
     model = new_model(
         gpt2_config(0, 0, n_layer=1, n_head=2, n_embd=128, n_positions=128, vocab_size=9), 0
     )
-    use_fast_layers(model, is_compiled=False)
+    use_fast_layers(model, "bf16", is_compiled=False)
 
     def taken() -> int:
         with torch.autocast("cpu", dtype=torch.bfloat16):
