@@ -24,6 +24,7 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -217,6 +218,17 @@ def skip_without_native_products() -> None:
     skip_without_compiled_code("product")
     if not native_product.is_faster(native_product.LEAST_WEIGHTS):
         pytest.skip("no compiled code here: it is for processors that multiply small matrices (AMX)")
+
+
+def thread_counts(*counts: int) -> Iterator[int]:
+    """Let torch use each number of threads in turn, and then as many as before."""
+    before = torch.get_num_threads()
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            yield count
+    finally:
+        torch.set_num_threads(before)
 
 
 def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:

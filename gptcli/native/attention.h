@@ -329,4 +329,12 @@ struct Backward {
     }
 };
 
+// All heads of all sequences, divided among the threads that call it.
+template <class Pass>
+void attend(const Attention& attention) {
+    const std::unique_ptr<Pass> pass(new Pass(attention));
+#pragma omp for schedule(dynamic)
+    for (int64_t pair = 0; pair < attention.sequences * attention.heads; pair++) pass->attend(pair);
+}
+
 }  // namespace

@@ -245,13 +245,6 @@ Attention attention_of(const Layer& layer, Bfloat16* of_attended, Bfloat16* of_p
     return attention;
 }
 
-template <class Pass>
-void attend(const Attention& attention) {
-    const std::unique_ptr<Pass> pass(new Pass(attention));
-#pragma omp for schedule(dynamic)
-    for (int64_t pair = 0; pair < attention.sequences * attention.heads; pair++) pass->attend(pair);
-}
-
 // ---- Passes. Each returns the bytes of space that it takes; without space, it does nothing else.
 
 int64_t forward(const Layer& layer, char* space, int threads) {

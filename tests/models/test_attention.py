@@ -14,7 +14,7 @@ from gptcli.models import attention
 from gptcli.models.attention import plain_attention, use_plain_attention
 from gptcli.models.saving import save_model
 from gptcli.native import attention as native_attention
-from tests.conftest import errors, skip_without_compiled_code
+from tests.conftest import errors, skip_without_compiled_code, thread_counts
 
 
 @pytest.fixture
@@ -181,14 +181,7 @@ def test_compiled_code_is_as_exact_as_torch_in_bfloat16(
 def test_compiled_code_finds_the_same_with_any_number_of_threads() -> None:
     inputs = of_one_product(torch.bfloat16, 200, batch=1, heads=3, width=64)
     gradient = torch.randn(1, 200, 3, 64).bfloat16()
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            found.append(with_gradients(inputs, gradient))
-    finally:
-        torch.set_num_threads(threads)
+    found = [with_gradients(inputs, gradient) for _ in thread_counts(1, 2, 5)]
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

@@ -17,7 +17,7 @@ from gptcli.models.activation import fuse_activation
 from gptcli.models.attention import use_plain_attention
 from gptcli.models.layer import NativeBlock, has_native_layers, use_fast_layers
 from gptcli.models.saving import save_model
-from tests.conftest import errors, skip_without_native_products
+from tests.conftest import errors, skip_without_native_products, thread_counts
 from tests.models.test_adapters import with_adapters
 from tests.models.test_linear import in_bfloat16
 
@@ -105,15 +105,8 @@ def test_outputs_and_gradients_are_as_exact_as_those_of_torch(
 def test_how_many_threads_there_are_changes_no_bit() -> None:
     _, compiled = layers(96, 3)
     inputs, gradient = torch.randn(2, 5, 77, 96).unbind()
-    before = torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with in_bfloat16():
-                found.append(with_gradients(compiled, inputs, gradient))
-    finally:
-        torch.set_num_threads(before)
+    with in_bfloat16():
+        found = [with_gradients(compiled, inputs, gradient) for _ in thread_counts(1, 2, 3)]
     for others in found[1:]:
         assert all(map(torch.equal, found[0], others))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.native.adamw import NativeAdamW, gradient_norm
-from tests.conftest import skip_without_compiled_code
+from tests.conftest import skip_without_compiled_code, thread_counts
 
 # Of less than a vector, of several parts for threads, and of none of both.
 SHAPES = [(3,), (70, 500), (17, 3), (1,), (40_000,)]
@@ -65,15 +65,10 @@ def test_a_first_step_moves_a_weight_by_the_rate_and_lets_it_decay() -> None:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            norm = gradient_norm([random(shape, 0) for shape in SHAPES])
-            found.append([torch.tensor(norm), *trained(NativeAdamW)])
-    finally:
-        torch.set_num_threads(threads)
+    for _ in thread_counts(1, 2, 5):
+        norm = gradient_norm([random(shape, 0) for shape in SHAPES])
+        found.append([torch.tensor(norm), *trained(NativeAdamW)])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.native.loss import NativeLoss
-from tests.conftest import skip_without_compiled_code
+from tests.conftest import skip_without_compiled_code, thread_counts
 
 # Relative distance between neighbours, halved by rounding to the nearest; and for sums in float32.
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 4e-6}
@@ -74,17 +74,12 @@ def test_loss_and_gradient_are_those_of_float64(
 
 @DTYPES
 def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
-    before = torch.get_num_threads()
     scores, chosen = some_scores(37, 999, dtype)
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            slices = parted(scores, [500, 499])
-            loss = native(dtype).summed(slices, chosen, 0.1, is_learning=True)
-            results.append((loss, *slices))
-    finally:
-        torch.set_num_threads(before)
+    for _ in thread_counts(1, 2, 5):
+        slices = parted(scores, [500, 499])
+        loss = native(dtype).summed(slices, chosen, 0.1, is_learning=True)
+        results.append((loss, *slices))
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 

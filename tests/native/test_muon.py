@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptcli.native.muon import NativeMuon
-from tests.conftest import errors, skip_without_compiled_code
+from tests.conftest import errors, skip_without_compiled_code, thread_counts
 
 # Wide, tall and square; of whole tiles, and not.
 SHAPES = [(64, 192), (192, 64), (96, 96), (33, 100), (100, 7), (1, 5), (500, 70)]
@@ -74,14 +74,7 @@ def test_momentum_is_that_of_torch() -> None:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            found.append(trained(NativeMuon)[0])
-    finally:
-        torch.set_num_threads(threads)
+    found = [trained(NativeMuon)[0] for _ in thread_counts(1, 2, 5)]
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.native.product import multiply
-from tests.conftest import skip_without_compiled_code
+from tests.conftest import skip_without_compiled_code, thread_counts
 
 DTYPES = (torch.bfloat16, torch.float32)
 # Half the relative distance between neighbours.
@@ -155,16 +155,11 @@ def test_the_number_of_threads_changes_nothing(
     rows: int, length: int, width: int, layout: Layout
 ) -> None:
     left, right, bias = random(rows, length), random(length, width, seed=1), random(width, seed=2)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            outputs, totals = torch.empty(rows, width), torch.empty(width)
-            multiply(layout(left), layout(right), outputs, bias=bias, right_totals=totals)
-            results.append((outputs, totals))
-    finally:
-        torch.set_num_threads(before)
+    for _ in thread_counts(1, 2, 3, 7):
+        outputs, totals = torch.empty(rows, width), torch.empty(width)
+        multiply(layout(left), layout(right), outputs, bias=bias, right_totals=totals)
+        results.append((outputs, totals))
     assert_near(results[0][0], left, right, bias)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
