@@ -12,10 +12,13 @@ import pytest
 
 from gptcli.config.loading import load_settings
 from gptcli.config.schema import Settings
+from gptcli.models.layer import NativeBlock
 from gptcli.pipelines.train import Event, run_training
+from gptcli.tasks.table import build_job
+from gptcli.training.device import choose_compute
 from gptcli.training.loop import StepDone
 from gptcli.training.run import Evaluated, Saved
-from tests.conftest import SENTENCES, TEXT
+from tests.conftest import SENTENCES, TEXT, skip_without_native_products
 
 # More than two epochs of the first half of the text, with 20 sequences of 32 tokens.
 STEPS = 7
@@ -82,6 +85,19 @@ def test_a_run_stopped_at_any_step_and_resumed_repeats_every_later_step(
         ],
     )
     check_every_stop(settings, tmp_path, stop_after)
+
+
+def test_a_run_with_compiled_layers_stopped_at_any_step_and_resumed_repeats_every_later_step(
+    config_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    skip_without_native_products()
+    text_file.write_text(TEXT[: len(TEXT) // 2])
+    # Heads of 32 numbers, and threads that share out the work as it comes.
+    native = ["model.n_embd=64", "model.dropout=0", "runtime.precision=bf16", "runtime.threads=2"]
+    settings = load_settings(config_file, [*SETTINGS, *native, "evaluation.eval_steps=2"])
+    job = build_job(settings, choose_compute(settings.runtime, for_training=True), lambda event: None)
+    assert [type(part) for part in job.model.modules()].count(NativeBlock) == settings.model.n_layer
+    check_every_stop(settings, tmp_path, StepDone)
 
 
 def check_every_stop(settings: Settings, path: Path, stop_after: type) -> None:
