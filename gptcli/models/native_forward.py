@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.models.int8_matrix import to_bytes
+from gptcli.native.kernels import check_memory
 
 # Outputs of a tile, as in native/forward.cpp.
 _TILE = 64
@@ -136,11 +137,13 @@ class NativeForward:
             parts.data_ptr(),
             *parts.stride()[:4],
         )
-        self._kernel.gptcli_forward(
-            ctypes.byref(self._model),
-            ctypes.byref(of_tokens),
-            c_void_p(hidden.data_ptr()),
-            torch.get_num_threads(),
+        check_memory(
+            self._kernel.gptcli_forward(
+                ctypes.byref(self._model),
+                ctypes.byref(of_tokens),
+                c_void_p(hidden.data_ptr()),
+                torch.get_num_threads(),
+            )
         )
         return hidden
 
@@ -149,12 +152,14 @@ class NativeForward:
         assert hidden.dtype == self.dtype
         hidden = hidden.contiguous()
         outputs = hidden.new_empty(len(hidden), self._head.outputs)
-        self._kernel.gptcli_multiply(
-            ctypes.byref(self._head),
-            c_void_p(hidden.data_ptr()),
-            c_int64(len(hidden)),
-            c_void_p(outputs.data_ptr()),
-            torch.get_num_threads(),
+        check_memory(
+            self._kernel.gptcli_multiply(
+                ctypes.byref(self._head),
+                c_void_p(hidden.data_ptr()),
+                c_int64(len(hidden)),
+                c_void_p(outputs.data_ptr()),
+                torch.get_num_threads(),
+            )
         )
         return outputs
 

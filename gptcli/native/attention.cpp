@@ -4,14 +4,19 @@
 
 extern "C" {
 
-void gptcli_attend(const Attention* attention, int threads) {
-#pragma omp parallel num_threads(threads)
-    attend<Forward>(*attention);
+// Both return whether memory was enough.
+int gptcli_attend(const Attention* attention, int threads) {
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
+    fit = attend<Forward>(*attention);
+    return fit;
 }
 
-void gptcli_attend_backward(const Attention* attention, int threads) {
-#pragma omp parallel num_threads(threads)
-    attend<Backward>(*attention);
+int gptcli_attend_backward(const Attention* attention, int threads) {
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
+    fit = attend<Backward>(*attention);
+    return fit;
 }
 
 }  // extern "C"

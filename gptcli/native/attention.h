@@ -329,12 +329,15 @@ struct Backward {
     }
 };
 
-// All heads of all sequences, divided among the threads that call it.
+// All heads of all sequences, divided among the threads that call it. Returns whether memory was enough for this one.
 template <class Pass>
-void attend(const Attention& attention) {
-    const std::unique_ptr<Pass> pass(new Pass(attention));
+bool attend(const Attention& attention) {
+    std::unique_ptr<Pass> pass;
+    const bool has_pass = fits([&] { pass.reset(new Pass(attention)); });
 #pragma omp for schedule(dynamic)
-    for (int64_t pair = 0; pair < attention.sequences * attention.heads; pair++) pass->attend(pair);
+    for (int64_t pair = 0; pair < attention.sequences * attention.heads; pair++)
+        if (has_pass) pass->attend(pair);
+    return has_pass;
 }
 
 }  // namespace

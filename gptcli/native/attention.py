@@ -8,7 +8,7 @@ from ctypes import c_float, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from gptcli.native.kernels import load_kernels
+from gptcli.native.kernels import check_memory, load_kernels
 
 # Of a head's size.
 _MULTIPLE = 32
@@ -61,7 +61,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
     arguments = _arguments(
         logarithms, scale, query=query, key=key, value=value, attended=attended.transpose(1, 2)
     )
-    _kernel().gptcli_attend(ctypes.byref(arguments), torch.get_num_threads())
+    check_memory(_kernel().gptcli_attend(ctypes.byref(arguments), torch.get_num_threads()))
     return attended, logarithms
 
 
@@ -96,7 +96,7 @@ def attend_backward(
         of_key=of_key,
         of_value=of_value,
     )
-    _kernel().gptcli_attend_backward(ctypes.byref(arguments), torch.get_num_threads())
+    check_memory(_kernel().gptcli_attend_backward(ctypes.byref(arguments), torch.get_num_threads()))
     return of_query, of_key, of_value
 
 

@@ -262,10 +262,12 @@ void attend_many(const Head& head, int64_t position, int64_t count, const float*
     }
 }
 
-// Attention of all tokens. A head of a run is one thread's, from its new keys to what it yields.
-void attend(const Model& model, int64_t layer, const Tokens& tokens, const std::vector<Run>& runs, const float* new_parts,
+// Attention of all tokens. A head of a run is one thread's, from its new keys to what it yields. Returns whether memory was
+// enough for this thread.
+bool attend(const Model& model, int64_t layer, const Tokens& tokens, const std::vector<Run>& runs, const float* new_parts,
             float* mixed, const Amx& amx) {
     const int64_t width = model.width, size = width / model.heads;
+    bool fit = true;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < int64_t(runs.size()) * model.heads; item++) {
         const Run& run = runs[item / model.heads];
@@ -280,12 +282,15 @@ void attend(const Model& model, int64_t layer, const Tokens& tokens, const std::
                 store(parts[n * 3 * width + 2 * width + i], head.values + (position + n) * size + i);
             }
         float* outputs = mixed + run.first * width + number * size;
-        if (run.count >= UNIT)
-            attend_many(head, position, run.count, parts, 3 * width, outputs, width, amx);
-        else
-            for (int64_t n = 0; n < run.count; n++)
-                attend_one(head, position + n, parts + n * 3 * width, outputs + n * width);
+        fit &= fits([&] {
+            if (run.count >= UNIT)
+                attend_many(head, position, run.count, parts, 3 * width, outputs, width, amx);
+            else
+                for (int64_t n = 0; n < run.count; n++)
+                    attend_one(head, position + n, parts + n * 3 * width, outputs + n * width);
+        });
     }
+    return fit;
 }
 
 std::vector<Run> find_runs(const Tokens& tokens) {
@@ -298,18 +303,16 @@ std::vector<Run> find_runs(const Tokens& tokens) {
     return runs;
 }
 
-}  // namespace
-
-extern "C" {
-
-// hidden: (tokens, width), the embeddings; afterwards what is behind the last layer norm.
-void gptcli_forward(const Model* model, const Tokens* tokens, float* hidden, int threads) {
+// hidden: (tokens, width), the embeddings; afterwards what is behind the last layer norm. Returns whether memory was enough for
+// all threads.
+bool forward(const Model* model, const Tokens* tokens, float* hidden, int threads) {
     const int64_t count = tokens->count, width = model->width, inner = model->inner;
     std::unique_ptr<float[]> normed(new float[count * width]), parts(new float[count * 3 * width]);
     std::unique_ptr<float[]> mixed(new float[count * width]), activated(new float[count * inner]);
     Inputs inputs(count, std::max(width, inner));
     const std::vector<Run> runs = find_runs(*tokens);
-#pragma omp parallel num_threads(threads)
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
     {
         const Amx amx;
         const auto add = [&](int64_t token, int64_t i, float value) { hidden[token * width + i] += value; };
@@ -318,7 +321,7 @@ void gptcli_forward(const Model* model, const Tokens* tokens, float* hidden, int
             normalize(layer.ln_1, model->epsilon, count, width, hidden, normed.get());
             multiply(layer.attention_input, inputs.round(layer.attention_input, normed.get()), amx,
                      [&](int64_t token, int64_t i, float value) { parts[token * 3 * width + i] = value; });
-            attend(*model, number, *tokens, runs, parts.get(), mixed.get(), amx);
+            fit &= attend(*model, number, *tokens, runs, parts.get(), mixed.get(), amx);
             multiply(layer.attention_output, inputs.round(layer.attention_output, mixed.get()), amx, add);
             normalize(layer.ln_2, model->epsilon, count, width, hidden, normed.get());
             inputs.round(layer.mlp_input, normed.get());
@@ -333,14 +336,28 @@ void gptcli_forward(const Model* model, const Tokens* tokens, float* hidden, int
         normalize(model->ln_f, model->epsilon, count, width, hidden, normed.get());
     }
     std::copy(normed.get(), normed.get() + count * width, hidden);
+    return fit;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Both return whether memory was enough.
+int gptcli_forward(const Model* model, const Tokens* tokens, float* hidden, int threads) {
+    bool fit = false;
+    fits([&] { fit = forward(model, tokens, hidden, threads); });
+    return fit;
 }
 
 // outputs: (count, outputs), of numbers (count, inputs).
-void gptcli_multiply(const Matrix* matrix, const float* numbers, int64_t count, float* outputs, int threads) {
-    Inputs inputs(count, matrix->inputs);
+int gptcli_multiply(const Matrix* matrix, const float* numbers, int64_t count, float* outputs, int threads) {
+    std::unique_ptr<Inputs> inputs;
+    if (!fits([&] { inputs.reset(new Inputs(count, matrix->inputs)); })) return false;
 #pragma omp parallel num_threads(threads)
-    multiply(*matrix, inputs.round(*matrix, numbers), Amx(),
+    multiply(*matrix, inputs->round(*matrix, numbers), Amx(),
              [&](int64_t token, int64_t i, float value) { outputs[token * matrix->outputs + i] = value; });
+    return true;
 }
 
 }  // extern "C"

@@ -64,6 +64,14 @@ def build_kernels(name: str) -> ctypes.CDLL:
         raise NoKernelError(str(error)) from error
 
 
+def check_memory(was_enough: bool) -> None:
+    """Raise torch's OutOfMemoryError unless it was, which is what compiled code returns."""
+    if not was_enough:
+        import torch
+
+        raise torch.OutOfMemoryError("there is too little memory for compiled code")
+
+
 def kernel_folder() -> Path:
     """Return where compiled code is kept."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -245,7 +245,8 @@ Attention attention_of(const Layer& layer, Bfloat16* of_attended, Bfloat16* of_p
     return attention;
 }
 
-// ---- Passes. Each returns the bytes of space that it takes; without space, it does nothing else.
+// ---- Passes. Each returns the bytes of space that it takes, or 0 where memory besides was not enough; without space, it does
+// nothing else.
 
 int64_t forward(const Layer& layer, char* space, int threads) {
     const int64_t rows = layer.rows(), width = layer.width, inner = layer.inner;
@@ -262,18 +263,20 @@ int64_t forward(const Layer& layer, char* space, int threads) {
     const Stage stages[] = {{{of_parts}, workspace}, {{middle}, workspace}, {{given}, workspace}, {{outputs}, workspace}};
     if (!space) return workspace.most;
     const Attention attention = attention_of(layer, nullptr, nullptr);
-#pragma omp parallel num_threads(threads)
+    const Space<float> all_sums(threads * BLOCK_ROWS * BLOCK_COLUMNS);
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
     {
-        const Space<float> sums(BLOCK_ROWS * BLOCK_COLUMNS);
+        float* sums = all_sums.start + omp_get_thread_num() * BLOCK_ROWS * BLOCK_COLUMNS;
         normalize(layer, layer.ln_1, layer.inputs, normal);
-        stages[0].multiply(sums.start);
-        attend<Forward>(attention);
-        stages[1].multiply(sums.start);
+        stages[0].multiply(sums);
+        fit = attend<Forward>(attention);
+        stages[1].multiply(sums);
         normalize(layer, layer.ln_2, layer.middle, normal);
-        stages[2].multiply(sums.start);
-        stages[3].multiply(sums.start);
+        stages[2].multiply(sums);
+        stages[3].multiply(sums);
     }
-    return workspace.most;
+    return fit ? workspace.most : 0;
 }
 
 int64_t backward(const Layer& layer, char* space, int threads) {
@@ -306,32 +309,42 @@ int64_t backward(const Layer& layer, char* space, int threads) {
     };
     if (!space) return workspace.most;
     const Attention attention = attention_of(layer, of_attended, of_many);
-#pragma omp parallel num_threads(threads)
+    const Space<float> all_sums(threads * BLOCK_ROWS * BLOCK_COLUMNS);
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
     {
-        const Space<float> sums(BLOCK_ROWS * BLOCK_COLUMNS);
+        float* sums = all_sums.start + omp_get_thread_num() * BLOCK_ROWS * BLOCK_COLUMNS;
 #pragma omp for schedule(static) nowait
         for (int64_t row = 0; row < rows; row++)
             for (int64_t i = 0; i < width; i += LANES)
                 store(load(layer.of_outputs + row * width + i), gradient + row * row_stride(width) + i);
-        stages[0].multiply(sums.start);
+        stages[0].multiply(sums);
         normalize(layer, layer.ln_2, layer.middle, normal);
-        stages[1].multiply(sums.start);
+        stages[1].multiply(sums);
         normalize_backward(layer, layer.ln_2, layer.middle, of_normal, layer.of_outputs, of_middle, gradient, norm_sums);
-        stages[2].multiply(sums.start);
-        attend<Backward>(attention);
+        stages[2].multiply(sums);
+        fit = attend<Backward>(attention);
         normalize(layer, layer.ln_1, layer.inputs, normal);
-        stages[3].multiply(sums.start);
+        stages[3].multiply(sums);
         normalize_backward(layer, layer.ln_1, layer.inputs, of_normal, of_middle, layer.of_inputs, nullptr, norm_sums);
     }
-    return workspace.most;
+    return fit ? workspace.most : 0;
 }
 
 }  // namespace
 
 extern "C" {
 
-int64_t gptcli_layer_forward(const Layer* layer, char* space, int threads) { return forward(*layer, space, threads); }
+int64_t gptcli_layer_forward(const Layer* layer, char* space, int threads) {
+    int64_t size = 0;
+    fits([&] { size = forward(*layer, space, threads); });
+    return size;
+}
 
-int64_t gptcli_layer_backward(const Layer* layer, char* space, int threads) { return backward(*layer, space, threads); }
+int64_t gptcli_layer_backward(const Layer* layer, char* space, int threads) {
+    int64_t size = 0;
+    fits([&] { size = backward(*layer, space, threads); });
+    return size;
+}
 
 }  // extern "C"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.native.kernels import load_kernels
+from gptcli.native.kernels import check_memory, load_kernels
 from gptcli.native.processor import multiplies_tiles
 from gptcli.native.product import row_stride
 
@@ -158,7 +158,7 @@ def _run(name: str, layer: _Layer) -> None:
     function.restype = c_int64
     size = function(ctypes.byref(layer), None, 0)
     space = _space_of(size)
-    function(ctypes.byref(layer), c_void_p(space.data_ptr()), torch.get_num_threads())
+    check_memory(function(ctypes.byref(layer), c_void_p(space.data_ptr()), torch.get_num_threads()))
 
 
 def _space_of(size: int) -> Tensor:

@@ -128,18 +128,23 @@ struct Update {
 
 extern "C" {
 
-void gptcli_muon(const Weights* weights, int64_t count, const Step* step, int threads) {
+// Return whether memory was enough.
+int gptcli_muon(const Weights* weights, int64_t count, const Step* step, int threads) {
     int64_t smaller = 0, larger = 0;
     for (const Weights* some = weights; some < weights + count; some++) {
         smaller = std::max(smaller, std::min(some->rows, some->columns));
         larger = std::max(larger, std::max(some->rows, some->columns));
     }
-#pragma omp parallel num_threads(threads)
+    bool fit = true;
+#pragma omp parallel num_threads(threads) reduction(&& : fit)
     {
-        const Update update(*step, smaller, larger);
+        std::unique_ptr<const Update> update;
+        fit = fits([&] { update.reset(new Update(*step, smaller, larger)); });
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; i++) update.make(weights[i]);
+        for (int64_t i = 0; i < count; i++)
+            if (update) update->make(weights[i]);
     }
+    return fit;
 }
 
 }  // extern "C"

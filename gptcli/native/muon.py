@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gptcli.native.kernels import load_kernels
+from gptcli.native.kernels import check_memory, load_kernels
 from gptcli.native.processor import multiplies_tiles
 
 
@@ -75,11 +75,13 @@ class NativeMuon(torch.optim.Muon):
                 (c_float * 3)(*group["ns_coefficients"]),
                 group["ns_steps"],
             )
-            kernels.gptcli_muon(
-                (_Weights * len(weights))(*weights),
-                c_int64(len(weights)),
-                ctypes.byref(step),
-                torch.get_num_threads(),
+            check_memory(
+                kernels.gptcli_muon(
+                    (_Weights * len(weights))(*weights),
+                    c_int64(len(weights)),
+                    ctypes.byref(step),
+                    torch.get_num_threads(),
+                )
             )
 
 

@@ -208,7 +208,9 @@ inline void multiply_square(const uint32_t* left, Distances distances, const uin
 template <class Number>
 struct Space {
     Number* const start;
-    explicit Space(int64_t count) : start((Number*)aligned_alloc(64, parts_of(count * sizeof(Number), 64) * 64)) {}
+    explicit Space(int64_t count) : start((Number*)aligned_alloc(64, parts_of(count * sizeof(Number), 64) * 64)) {
+        if (!start) throw std::bad_alloc();
+    }
     ~Space() { free(start); }
     Space(const Space&) = delete;
 };

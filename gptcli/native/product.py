@@ -12,7 +12,7 @@ from ctypes import c_float, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from gptcli.native.kernels import load_kernels
+from gptcli.native.kernels import check_memory, load_kernels
 from gptcli.native.processor import multiplies_tiles
 
 # Below, what a call takes is more than what it saves.
@@ -137,7 +137,7 @@ def multiply(
         added_scale,
         is_symmetric,
     )
-    kernels.gptcli_product(ctypes.byref(product), torch.get_num_threads())
+    check_memory(kernels.gptcli_product(ctypes.byref(product), torch.get_num_threads()))
 
 
 def row_stride(columns: int) -> int:

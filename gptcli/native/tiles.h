@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 #ifdef __AVX512F__
@@ -37,6 +38,20 @@ typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));  // Whereve
 struct Bfloat16 {
     uint16_t bits;
 };
+
+// ---- Memory
+
+// Return whether there was enough for what `work` does. Nothing else may be thrown out of threads, or through Python: where it
+// was too little, a function goes on without, and says that nothing of what it made is right.
+template <class Work>
+bool fits(const Work& work) {
+    try {
+        work();
+        return true;
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+}
 
 // ---- Numbers
 
