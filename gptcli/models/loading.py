@@ -202,15 +202,11 @@ class FoundModel:
 
 def find_model(name: str) -> FoundModel:
     """Return where `name` leads and what is there. Raises as `load_model` does."""
-    folder = model_folder(name)
-    checkpoint = None
+    folder, checkpoint = model_folder(name)
     if folder is None:
         use_cache_if_unreachable()
         source = name
     else:
-        if (folder / MANIFEST_FILE).is_file():
-            checkpoint = folder
-            folder = _model_of_checkpoint(checkpoint)
         _check_folder(folder)
         source = str(folder)
     facts, config = _read_config(source)
@@ -307,8 +303,19 @@ def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     }
 
 
-def model_folder(name: str) -> Path | None:
-    """Return the folder that `name` is, the model of a run folder that it is, or None for a hub name."""
+def model_folder(name: str) -> tuple[Path | None, Path | None]:
+    """Return the folder of the model that `name` is, and the checkpoint if its weights are there.
+
+    For a run and its checkpoints it is the folder of the run's model; None for a hub name. Raises
+    ModelError, also for a checkpoint that is not whole.
+    """
+    folder = _named_folder(name)
+    if folder is not None and (folder / MANIFEST_FILE).is_file():
+        return _model_of_checkpoint(folder), folder
+    return folder, None
+
+
+def _named_folder(name: str) -> Path | None:
     if not name.strip():
         raise ModelError("--model is empty; it takes a folder or a hub name such as gpt2.")
     try:

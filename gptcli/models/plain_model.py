@@ -26,7 +26,7 @@ from gptcli.models.loading import (
     model_folder,
     read_weights,
 )
-from gptcli.training.checkpoint import MANIFEST_FILE
+from gptcli.training.checkpoint import MODEL_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +81,9 @@ def load_for_decoding(
     Its model may be the weights alone, named as in GPT2LMHeadModel; its tokenizer, if not for chat, a
     PlainTokenizer, which knows of no chat template.
     """
-    folder = model_folder(name)
-    model = None if folder is None else plain_model(folder, device, dtype)
+    folder, checkpoint = model_folder(name)
+    weights_file = None if checkpoint is None else checkpoint / MODEL_FILE
+    model = None if folder is None else plain_model(folder, device, dtype, weights_file)
     if folder is None or model is None:
         quiet_libraries()
         return load_model(name, device, dtype)
@@ -93,19 +94,22 @@ def load_for_decoding(
     return LoadedModel(model, tokenizer, str(folder))
 
 
-def plain_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def plain_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, weights_file: Path | None = None
+) -> Any:
     """Return the weights of a model folder as GPT2LMHeadModel has them; None if it is no plain GPT-2.
 
-    On a CPU they stay in the file, which is mapped into memory, in its number format.
+    weights_file: where they are, if not in the folder. On a CPU they stay in the file, which is mapped
+    into memory, in its number format.
     """
-    if any((folder / file).exists() for file in (MANIFEST_FILE, ADAPTER)):
+    if (folder / ADAPTER).exists():
         return None
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if facts.keys() & _UNUSUAL_KEYS:
             return None
         config = PlainConfig.model_validate(facts)
-        weights = read_weights([folder / WEIGHTS])
+        weights = read_weights([weights_file or folder / WEIGHTS])
     except Exception:  # As many kinds as there are files that are no model.
         return None
     if not _belong_together(config, weights):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gptcli.training.device import multiplies_int8
 from tests.commands.conftest import Result, Run, refused
 from tests.conftest import TIMEOUT_SECONDS, Cli
+from tests.pipelines.test_train import pretrain
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this torch has no int8 products here")
 
@@ -56,14 +57,19 @@ def test_a_prompt_is_continued_as_hugging_face_does_and_nothing_else_is_printed(
     assert result == (hugging_face_greedy(model_folder, "The cat", 8) + "\n", "", 0)
 
 
-def test_it_does_not_import_transformers_which_takes_as_long_as_all_the_rest(model_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "run/model", "run/checkpoints/step-00000006"])
+def test_it_does_not_import_transformers_which_takes_as_long_as_all_the_rest(
+    config_file: Path, tmp_path: Path, name: str
+) -> None:
+    pretrain(config_file, tmp_path / "run")
     program = (
         "import sys; from gptcli.cli import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
         "large = {'transformers', 'huggingface_hub', 'datasets', 'pyarrow'}\n"
         "print('large:', *sorted(large & sys.modules.keys()), file=sys.stderr)"
     )
-    arguments = ["generate", "The cat", "--model", str(model_folder), "--max-new-tokens", "1"]
+    model = str(tmp_path / name)
+    arguments = ["generate", "The cat", "--model", model, "--precision", "fp32", "--max-new-tokens", "8"]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
@@ -72,6 +78,8 @@ def test_it_does_not_import_transformers_which_takes_as_long_as_all_the_rest(mod
         check=True,
     )
     assert done.stderr.splitlines() == ["large:"]
+    # The last evaluation was the best: the model is that of the last checkpoint.
+    assert done.stdout == hugging_face_greedy(tmp_path / "run" / "model", "The cat", 8) + "\n"
 
 
 def test_a_process_of_its_own_prints_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from gptcli.config.schema import TrainingSettings
 from gptcli.data.plain_tokenizer import PlainTokenizer
 from gptcli.errors import ModelError
 from gptcli.models.decoding_forward import DecodingForward
 from gptcli.models.loading import load_model
 from gptcli.models.plain_model import load_for_decoding, plain_model
+from gptcli.training.checkpoint import save_checkpoint
+from gptcli.training.loop import Progress
+from gptcli.training.optimizers import Optimizers
 from tests.models.conftest import change_config
+from tests.training.test_checkpoint import ORIGIN
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 9, 17, 0, 3]])
@@ -80,6 +86,53 @@ def test_a_run_folder_stands_for_its_model(folder: Path) -> None:
     loaded = load_for_decoding(str(folder.parent), CPU, torch.float32)
     assert loaded.name == str(folder)
     assert isinstance(loaded.tokenizer, PlainTokenizer)
+
+
+@pytest.fixture
+def checkpoint(folder: Path, model: GPT2LMHeadModel) -> Path:
+    """Of the run whose model the folder is; its weights are those of `model`, not of the folder."""
+    for weight in model.parameters():
+        weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 4
+    optimizers = Optimizers(model, TrainingSettings(optimizer="adamw"))
+    return save_checkpoint(folder.parent / "checkpoints", model, optimizers, Progress(step=3), ORIGIN)
+
+
+def test_a_checkpoint_has_weights_of_its_own_and_all_else_of_the_model_of_its_run(
+    folder: Path, checkpoint: Path, model: GPT2LMHeadModel
+) -> None:
+    loaded = load_for_decoding(str(checkpoint), CPU, torch.float32)
+    assert not isinstance(loaded.model, GPT2LMHeadModel)
+    assert isinstance(loaded.tokenizer, PlainTokenizer)
+    assert loaded.name == str(folder)
+    expected = logits(model, torch.float32)
+    assert torch.equal(logits(loaded.model, torch.float32), expected)
+    change_config(folder, num_hidden_layers=2)
+    by_transformers = load_for_decoding(str(checkpoint), CPU, torch.float32).model
+    assert isinstance(by_transformers, GPT2LMHeadModel)
+    assert torch.equal(logits(by_transformers, torch.float32), expected)
+
+
+CHECKPOINT_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "is no whole checkpoint: manifest.json is damaged.": lambda checkpoint: (
+        checkpoint / "manifest.json"
+    ).write_text("{"),
+    "is no whole checkpoint: optimizer.safetensors is missing.": lambda checkpoint: (
+        checkpoint / "optimizer.safetensors"
+    ).unlink(),
+    "is no whole checkpoint: model.safetensors is not what was saved.": lambda checkpoint: (
+        change_weights(checkpoint, with_a_weight("another"))
+    ),
+    "has weights alone; what they are the weights of is in": lambda checkpoint: (
+        checkpoint.parent.parent / "model" / "config.json"
+    ).unlink(),
+}
+
+
+@pytest.mark.parametrize("problem", CHECKPOINT_DAMAGES)
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path, problem: str) -> None:
+    CHECKPOINT_DAMAGES[problem](checkpoint)
+    with pytest.raises(ModelError, match=re.escape(f"{checkpoint} {problem}")):
+        load_for_decoding(str(checkpoint), CPU, torch.float32)
 
 
 def test_an_unusual_tokenizer_is_loaded_by_transformers(folder: Path) -> None:
