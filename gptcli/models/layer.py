@@ -11,6 +11,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from gptcli.models.attention import MAX_TOKENS, use_plain_attention
+from gptcli.models.embedding import use_adding_embedding
 from gptcli.models.linear import (
     NativeConv1D,
     is_in_bfloat16,
@@ -71,6 +72,7 @@ def use_fast_layers(model: Any, precision: str, *, is_compiled: bool) -> None:
     is_compiled: torch.compile takes the layers, of which it can only take those that are not native.
     """
     use_plain_attention(model)
+    use_adding_embedding(model)
     if precision != "bf16":
         return
     use_native_products(model)

@@ -13,11 +13,12 @@ struct Slice {
     int64_t width, stride;
 };
 
-// Compute the loss of a row in nats. is_learning: put its gradient in the place of the scores.
+// Compute the loss of a row in nats. is_learning: put its gradient, times a factor, in the place of the scores.
 //
 // The loss is the cross-entropy with a target of 1 - smoothing for the chosen word, and of smoothing / vocabulary for all.
 template <class Number>
-double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t chosen, double smoothing, bool is_learning) {
+double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t chosen, double smoothing, bool is_learning,
+            float factor) {
     // Not -INFINITY: less itself, that would be no number.
     float greatest = std::numeric_limits<float>::lowest();
     Number* its_place = nullptr;
@@ -54,21 +55,21 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
             Number* scores = slice->scores + row * slice->stride;
             int64_t i = 0;
             for (; i + LANES <= slice->width; i += LANES)
-                store(exponential(load(scores + i) - greatest - log_less) - less, scores + i);
+                store((exponential(load(scores + i) - greatest - log_less) - less) * factor, scores + i);
             for (; i < slice->width; i++)
-                store(exponential(number(scores[i]) - greatest - log_less) - less, scores + i);
+                store((exponential(number(scores[i]) - greatest - log_less) - less) * factor, scores + i);
         }
-        store(exponential(its_distance - log_less) - less - float(1 - smoothing), its_place);
+        store((exponential(its_distance - log_less) - less - float(1 - smoothing)) * factor, its_place);
     }
     return log_sum - (1 - smoothing) * its_distance - (smoothing ? of_each * distances : 0);
 }
 
 template <class Number>
 void lose_all(const Slice<Number>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
-              bool is_learning, double* losses, int threads) {
+              bool is_learning, float factor, double* losses, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++)
-        losses[row] = lose(slices, count, row, chosen[row], smoothing, is_learning);
+        losses[row] = lose(slices, count, row, chosen[row], smoothing, is_learning, factor);
 }
 
 }  // namespace
@@ -77,13 +78,13 @@ extern "C" {
 
 // chosen, losses: (rows). Each row's loss is computed by one thread: how many there are changes nothing.
 void gptcli_loss_float32(const Slice<float>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
-                         int is_learning, double* losses, int threads) {
-    lose_all(slices, count, chosen, rows, smoothing, is_learning, losses, threads);
+                         int is_learning, float factor, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, is_learning, factor, losses, threads);
 }
 
 void gptcli_loss_bfloat16(const Slice<Bfloat16>* slices, int64_t count, const int64_t* chosen, int64_t rows,
-                          double smoothing, int is_learning, double* losses, int threads) {
-    lose_all(slices, count, chosen, rows, smoothing, is_learning, losses, threads);
+                          double smoothing, int is_learning, float factor, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, is_learning, factor, losses, threads);
 }
 
 // torch converts first, and then adds.

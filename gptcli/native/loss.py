@@ -7,7 +7,7 @@ dozen times.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_double, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -34,13 +34,20 @@ class NativeLoss:
         return None if kernels is None else cls(kernels, dtype)
 
     def summed(
-        self, slices: list[Tensor], chosen: Tensor, smoothing: float, *, is_learning: bool
+        self,
+        slices: list[Tensor],
+        chosen: Tensor,
+        smoothing: float,
+        *,
+        is_learning: bool,
+        factor: float = 1.0,
     ) -> Tensor:
         """Return the summed loss in nats, in float64.
 
         slices: (rows, some of the vocabulary) each, the scores, those of a row beside each other.
-        chosen: (rows), the targets. is_learning: put the loss's gradient in the place of the scores. The
-        number of threads makes no difference. Raises IndexError for a target beyond the vocabulary.
+        chosen: (rows), the targets. is_learning: put the loss's gradient, times `factor`, in the place
+        of the scores. The number of threads makes no difference. Raises IndexError for a target beyond
+        the vocabulary.
         """
         rows, vocabulary = len(chosen), sum(scores.shape[1] for scores in slices)
         assert chosen.dtype == torch.int64
@@ -61,6 +68,7 @@ class NativeLoss:
             c_int64(rows),
             c_double(smoothing),
             int(is_learning),
+            c_float(factor),
             c_void_p(losses.data_ptr()),
             torch.get_num_threads(),
         )

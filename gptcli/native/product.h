@@ -97,8 +97,10 @@ inline void take(const Matrix& matrix, int64_t length, int64_t row, int64_t plac
         }
     } else {
         are_taken_as_rows = false;
+        const bool is_new = row % (sizeof(Words) / sizeof(Number)) == 0;
         for (int64_t n = 0; n < UNIT; n++) {
             const Number *low = start + 2 * n * matrix.stride, *high = low + matrix.stride;
+            if (is_new) __builtin_prefetch(low + 2 * UNIT * matrix.stride), __builtin_prefetch(high + 2 * UNIT * matrix.stride);
             if (std::is_same<Number, Bfloat16>::value)
                 unit.lines[n] = (Words)load(low) >> 16 | (Words)load(high);
             else

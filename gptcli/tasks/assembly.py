@@ -224,7 +224,7 @@ class TokenTask(BatchedTask):
     def target_weight(self, batch: Batch) -> float:
         return target_tokens(batch)
 
-    def summed_loss(self, model: Any, batch: Batch) -> Tensor:
+    def summed_loss(self, model: Any, batch: Batch, gradient: float = 1.0) -> Tensor:
         input_ids = torch.from_numpy(batch.input_ids).to(self._compute.device, non_blocking=True)
         targets = torch.from_numpy(batch.targets).to(self._compute.device, non_blocking=True)
         # No attention mask: padding is on the right, where causal attention never looks, and a mask
@@ -233,5 +233,10 @@ class TokenTask(BatchedTask):
         # Smoothing is for learning; scores are of the plain loss.
         smoothing = self._label_smoothing if model.training else 0.0
         return summed_head_loss(
-            hidden, model.lm_head.weight, targets, smoothing, is_compiled=self._is_loss_compiled
+            hidden,
+            model.lm_head.weight,
+            targets,
+            smoothing,
+            is_compiled=self._is_loss_compiled,
+            gradient=gradient,
         )

@@ -169,7 +169,7 @@ class Classification(BatchedTask):
         weights = self._targets.weights
         return batch.targets.size if weights is None else float(weights[batch.targets].sum())
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         input_ids, lengths = ids_and_lengths(batch, self._compute)
         targets = torch.from_numpy(batch.targets).to(input_ids.device, non_blocking=True)
         weights, smoothing = self._targets.weights, self._label_smoothing

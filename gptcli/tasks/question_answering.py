@@ -188,7 +188,7 @@ class QuestionAnswering(BatchedTask):
     def target_weight(self, batch: Batch) -> float:
         return len(batch.targets)
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         """Return the sum over windows of the mean cross-entropy of beginning and end."""
         smoothing = self._label_smoothing if model.training else 0.0
         return self._summed_loss(self._log_probabilities(model, batch), batch, smoothing)

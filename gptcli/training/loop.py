@@ -37,8 +37,11 @@ class Task(Protocol):
     def describe_batch(self, step: int) -> str:
         """Return where that batch lies in the data, for messages."""
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the sum of the losses of the batch's targets, each times its weight."""
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
+        """Return the sum of the losses of the batch's targets, each times its weight.
+
+        gradient: the one that the backward pass is going to begin with, which may save time.
+        """
 
     def target_weight(self, batch: Batch) -> float:
         """Return the sum of these weights: the number of targets, if all have the weight 1."""
@@ -206,11 +209,12 @@ def accumulate_gradients(
     The mean is over the targets of the whole batch, so the result does not depend on micro_batch_size.
     """
     weight = task.target_weight(batch)
+    gradient = loss_scale / weight
     total = torch.zeros((), device=compute.device)
     for micro_batch in batch.split(micro_batch_size):
         with compute.autocast():
-            summed = task.summed_loss(model, micro_batch)
-        torch.autograd.backward(summed * (loss_scale / weight))
+            summed = task.summed_loss(model, micro_batch, gradient)
+        torch.autograd.backward(summed * gradient)
         total += summed.detach()
     return total.item() / weight
 

@@ -40,6 +40,7 @@ def summed_head_loss(
     label_smoothing: float = 0.0,
     *,
     is_compiled: bool = False,
+    gradient: float = 1.0,
 ) -> Tensor:
     """Return the sum, in nats, of the cross-entropies of all targets that are not IGNORED.
 
@@ -47,6 +48,7 @@ def summed_head_loss(
     targets: (sequences, tokens). Products are made in the type of autocast, all else in float32.
     A sum, not a mean: micro-batches with different numbers of targets add up to the batch's mean only
     when they are divided by the number of targets of the whole batch.
+    gradient: the one that the backward pass is going to begin with. Others are taken too, but later.
     """
     asked = targets.flatten() != IGNORED
     rows, chosen = hidden.flatten(0, 1), targets.flatten()
@@ -56,7 +58,7 @@ def summed_head_loss(
     is_learning = torch.is_grad_enabled()
     function = _compiled() if is_compiled and is_learning else loss_and_change
     summed: Any = _SummedHeadLoss.apply
-    return cast(Tensor, summed(rows, weight, chosen, label_smoothing, function, is_learning))
+    return cast(Tensor, summed(rows, weight, chosen, label_smoothing, function, is_learning, gradient))
 
 
 def replace_by_change(
@@ -183,6 +185,7 @@ class _SummedHeadLoss(torch.autograd.Function):
         smoothing: float,
         function: LossAndChange,
         is_learning: bool,
+        gradient: float,
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -205,7 +208,9 @@ class _SummedHeadLoss(torch.autograd.Function):
             slices = [products.scores(part, head) for head in heads]
             is_wanted = wants_hidden or wants_weight
             if native is not None:
-                total += native.summed(slices, chosen[:, 0], smoothing, is_learning=is_wanted)
+                total += native.summed(
+                    slices, chosen[:, 0], smoothing, is_learning=is_wanted, factor=gradient
+                )
             elif is_wanted:
                 total += replace_by_change(slices, chosen, smoothing, function)
             else:
@@ -225,13 +230,17 @@ class _SummedHeadLoss(torch.autograd.Function):
                     products.put(change.T, part, of_heads[number], adds=first > 0)
             del slices, change  # Before the next ones are made.
         ctx.of_hidden, ctx.of_weight = of_hidden, of_weight
+        ctx.begun_with = 1.0 if native is None else gradient
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(scale)
-        of_weight = None if ctx.of_weight is None else ctx.of_weight.mul_(scale)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.of_hidden, ctx.of_weight
         # Held by nobody else, they are added to and not copied; the loss may live on.
         ctx.of_hidden = ctx.of_weight = None
-        return of_hidden, of_weight, None, None, None, None
+        if gradient.device.type != "cpu" or gradient != torch.tensor(ctx.begun_with):
+            for one in gradients:
+                if one is not None:
+                    one.mul_(gradient / ctx.begun_with)
+        return *gradients, None, None, None, None, None

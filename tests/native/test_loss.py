@@ -85,6 +85,16 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
 
 
 @DTYPES
+def test_the_gradient_is_multiplied(dtype: torch.dtype) -> None:
+    scores, chosen = some_scores(5, 40, dtype)
+    plain, quarter = parted(scores, [30, 10]), parted(scores, [30, 10])
+    loss = native(dtype).summed(plain, chosen, 0.1, is_learning=True)
+    assert loss == native(dtype).summed(quarter, chosen, 0.1, is_learning=True, factor=0.25)
+    # A power of two: nothing is rounded otherwise.
+    assert all(torch.equal(one / 4, other) for one, other in zip(plain, quarter, strict=True))
+
+
+@DTYPES
 def test_without_learning_the_loss_is_the_same_and_the_scores_stay(dtype: torch.dtype) -> None:
     scores, chosen = some_scores(3, 40, dtype)
     slices = parted(scores, [40])

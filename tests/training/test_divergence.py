@@ -52,8 +52,8 @@ class SometimesNaN(LanguageModelling):
         self._step = step
         return super().batch(step)
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        loss = super().summed_loss(model, batch)
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
+        loss = super().summed_loss(model, batch, gradient)
         return loss * math.nan if self._step in self._bad_batches else loss
 
     def evaluate(

@@ -171,7 +171,7 @@ class OneTarget:
     def describe_batch(self, step: int) -> str:
         return f"number {step}"
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         raise NotImplementedError
 
     def target_weight(self, batch: Batch) -> float:
@@ -181,7 +181,7 @@ class OneTarget:
 class RootOfNothing(OneTarget):
     """The loss is 0; its gradient is infinite."""
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         return (model.get_parameter("weight") - 1).sqrt().sum()
 
 
@@ -191,7 +191,7 @@ class InHalfPrecision(OneTarget):
     def __init__(self, slope: float) -> None:
         self.slope = slope
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         return (model.get_parameter("weight").half().float() * self.slope).sum()
 
 
@@ -273,10 +273,10 @@ class FullAt(LanguageModelling):
     def batch(self, step: int) -> Batch:
         return self._task.batch(step)
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         if len(batch.input_ids) > self._most:
             raise torch.OutOfMemoryError("no memory")
-        return self._task.summed_loss(model, batch)
+        return self._task.summed_loss(model, batch, gradient)
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_result(
@@ -310,7 +310,7 @@ class BadAt(OneTarget):
         self._step = step
         return super().batch(step)
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def summed_loss(self, model: nn.Module, batch: Batch, gradient: float = 1.0) -> Tensor:
         return model.get_parameter("weight").sum() * (math.nan if self._step in self._steps else 1)
 
 

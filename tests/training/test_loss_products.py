@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -26,8 +27,14 @@ def _products() -> None:
 @pytest.mark.parametrize("words", [40, 64, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("learns", ["both", "hidden", "weight", "nothing"])
+@pytest.mark.parametrize("gradient", [0.25, 1.0], ids=["as expected", "another gradient"])
 def test_products_by_compiled_code_are_as_exact_as_those_of_torch(
-    learns: str, dtype: torch.dtype, words: int, rows: int, monkeypatch: pytest.MonkeyPatch
+    gradient: float,
+    learns: str,
+    dtype: torch.dtype,
+    words: int,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(loss_module.ROWS, "cpu", rows)
     monkeypatch.setattr(loss_module, "WORDS_AT_ONCE", words)
@@ -51,7 +58,7 @@ def test_products_by_compiled_code_are_as_exact_as_those_of_torch(
     for is_faster in (True, False):
         monkeypatch.setattr(native_product, "is_faster", lambda _, answer=is_faster: answer)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            results.append(found(summed_head_loss, hidden, weight))
+            results.append(found(partial(summed_head_loss, gradient=gradient), hidden, weight))
     native, by_torch = results
     assert [one.dtype for one in native] == [one.dtype for one in by_torch]
     for error, of_torch in zip(errors(native, exact), errors(by_torch, exact), strict=True):
