@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -278,7 +279,7 @@ class _Decoding:
         return self._sampling.choose(logits, draws)
 
     def _check_finite(self, logits: Tensor) -> None:
-        if not logits.amax().isfinite():
+        if not math.isfinite(logits.amax()):
             raise ModelError(
                 "The model's scores are not finite: its weights are damaged, or too large for this "
                 "--precision. Try --precision fp32."

@@ -34,7 +34,9 @@ class Sampling:
         one at which the sum of the probabilities passes it: no row depends on those beside it.
         """
         if self.is_greedy:
-            return [int(token_id) for token_id in logits.argmax(dim=-1)]
+            # Together: a device is waited for with each number that is read.
+            ids: list[int] = logits.argmax(dim=-1).tolist()
+            return ids
         # On the CPU: not every device has float64.
         sums = self.filter(logits.float()).softmax(dim=-1).cpu().double().cumsum(dim=-1)
         wanted = torch.tensor(draws, dtype=torch.double)[:, None] * sums[:, -1:]

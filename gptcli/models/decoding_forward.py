@@ -15,18 +15,24 @@ from torch import Tensor
 
 from gptcli.models.native_forward import NativeForward
 from gptcli.models.operator_forward import OperatorForward
+from gptcli.models.step_graphs import StepGraphs
 from gptcli.native.kernels import load_kernels
 
 # Of the head, whose rows are few numbers each: what lies in a core's cache.
 _ROWS_AT_ONCE = 512
+# Devices whose steps are done in a few sizes, to be recorded.
+_RECORDED_ON = ("cuda",)
 
 
 class KeysAndValues:
     """What the tokens of some rows have left for the attention of later ones."""
 
-    def __init__(self, parts: Tensor) -> None:
-        """parts: (layers, 2, rows, heads, capacity, size), keys and then values."""
-        self.parts = parts
+    def __init__(self, parts: Tensor, graphs: StepGraphs | None) -> None:
+        """parts: (layers, 2, rows, heads, capacity, size), keys and then values.
+
+        graphs: of steps over these; None where steps are not recorded.
+        """
+        self.parts, self.graphs = parts, graphs
 
     @property
     def rows(self) -> int:
@@ -64,6 +70,7 @@ class DecodingForward:
             self._forward = NativeForward(kernel, model, head, is_int8=is_int8)
         else:
             self._forward = OperatorForward(model, head, dtype, is_int8=is_int8)
+        self._is_recorded = self.device.type in _RECORDED_ON and kernel is None
         self._token_embedding: Tensor = transformer.wte.weight.detach()
         self._position_embedding: Tensor = transformer.wpe.weight.detach().to(self._forward.dtype)
         config = model.config
@@ -75,7 +82,8 @@ class DecodingForward:
         """Return room for `rows` texts of at most `capacity` tokens."""
         shape = (self._layer_count, 2, rows, self._heads, capacity, self._size)
         # Zeros: of what a mask leaves out, no weight is left, but what is not finite would not go away.
-        return KeysAndValues(torch.zeros(shape, dtype=self._forward.kept_dtype, device=self.device))
+        parts = torch.zeros(shape, dtype=self._forward.kept_dtype, device=self.device)
+        return KeysAndValues(parts, StepGraphs(self._step, parts) if self._is_recorded else None)
 
     def bytes_per_token(self) -> int:
         """Return the memory that a token's keys and values take."""
@@ -90,19 +98,30 @@ class DecodingForward:
 
         new_ids: of each row, at least one; n in all, row after row. starts: how many tokens of each row
         are in `earlier`, to which the new ones are added. Several new tokens of a row begin at the same
-        place in all rows.
+        place in all rows. What lies behind new tokens, and in rows behind these, may be written over.
         """
         lengths = [len(ids) for ids in new_ids]
         assert max(map(sum, zip(starts, lengths, strict=True))) <= earlier.capacity
         assert len(lengths) <= earlier.rows and (max(lengths) == 1 or min(starts) == max(starts))
+        if earlier.graphs is not None and (size := earlier.graphs.size_of(lengths, starts)):
+            return earlier.graphs.hidden_states(size, new_ids, starts)
         ids = [token_id for ids in new_ids for token_id in ids]
         positions = [
             start + n for start, length in zip(starts, lengths, strict=True) for n in range(length)
         ]
         where = torch.tensor([ids, positions], device=self.device)
-        embedded = F.embedding(where[0], self._token_embedding).to(self._forward.dtype)
-        embedded = embedded + F.embedding(where[1], self._position_embedding)
-        return self._forward.hidden_states(embedded, lengths, starts, earlier.parts)
+        return self._forward.hidden_states(self._embedded(*where), lengths, starts, earlier.parts)
+
+    def _step(self, inputs: Tensor, parts: Tensor) -> Tensor:
+        """Return (rows, tokens, width) of one step; inputs, parts: as for StepGraphs."""
+        assert isinstance(self._forward, OperatorForward)
+        ids, places = inputs
+        return self._forward.step(self._embedded(ids, places), places, parts)
+
+    def _embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return (..., width) of the same shape."""
+        embedded = F.embedding(ids, self._token_embedding).to(self._forward.dtype)
+        return embedded + F.embedding(positions, self._position_embedding)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -50,30 +50,50 @@ class OperatorForward:
     def _of_rows(self, embedded: Tensor, starts: Sequence[int], parts: Tensor) -> Tensor:
         """Return (rows, tokens, width) of the same."""
         rows, tokens, _ = embedded.shape
-        device, begin, end = embedded.device, starts[0], max(starts) + tokens
-        is_even = min(starts) + tokens == end
+        end = max(starts) + tokens
         parts = parts[:, :, :rows, :, :end]
-        mask = None
-        if is_even:
-            places = parts[..., begin:end, :].unbind()
-        else:
-            where = torch.tensor(starts, device=device)
-            later = torch.arange(end, device=device) > where[:, None]
-            mask = torch.zeros(later.shape, dtype=self.dtype, device=device)
-            mask = mask.masked_fill_(later, -torch.inf)[:, None, None]
-            row_numbers = torch.arange(rows, device=device)
+        if min(starts) + tokens == end:
+            return self._through_layers(embedded, slice(starts[0], end), parts, None)
+        return self.step(embedded, torch.tensor(starts, device=embedded.device)[:, None], parts)
+
+    def step(self, embedded: Tensor, places: Tensor, parts: Tensor) -> Tensor:
+        """Return (rows, tokens, width), behind the last layer norm, of new tokens of all rows.
+
+        embedded: the same, of type `dtype`. places: (rows, tokens), of each in its row. parts: keys and
+        values (layers, 2, rows, heads, end, size), to which those of the new tokens are added; a token
+        attends to all of its row up to its own place.
+
+        What is done depends on shapes alone: a CUDA graph of it serves for all numbers in the tensors.
+        """
+        later = torch.arange(parts.shape[4], device=places.device) > places[..., None]
+        mask = torch.zeros(later.shape, dtype=self.dtype, device=places.device)
+        mask = mask.masked_fill_(later, -torch.inf)[:, None]
+        return self._through_layers(embedded, places, parts, mask)
+
+    def _through_layers(
+        self, embedded: Tensor, places: slice | Tensor, parts: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Return the same. places: a slice, if they are the same ones in all rows, the last of `parts`.
+
+        mask: (rows, 1, tokens, end), for the scores; None: a token attends to all up to itself.
+        """
+        rows, tokens, _ = embedded.shape
         hidden = embedded.flatten(0, 1)
         # Views of all layers at once: between the products of one row, each operation counts.
         all_keys, all_values = (kind.unbind() for kind in parts.unbind(1))
+        if isinstance(places, slice):
+            of_places = parts[..., places, :].unbind()
+        else:
+            row_numbers = torch.arange(rows, device=embedded.device)[:, None]
         shape = (rows, tokens, 3, parts.shape[3], parts.shape[5])
         for number, layer in enumerate(self._layers):
             new = layer.queries_keys_values(hidden).view(shape)
-            new = new.permute(2, 0, 3, 1, 4)  # (3, rows, heads, tokens, size).
-            if is_even:
-                places[number].copy_(new[1:])
+            by_heads = new.permute(2, 0, 3, 1, 4)  # (3, rows, heads, tokens, size).
+            if isinstance(places, slice):
+                of_places[number].copy_(by_heads[1:])
             else:
-                parts[number, :, row_numbers, :, where] = new[1:, :, :, 0].transpose(0, 1)
-            mixed = _attended(new[0], all_keys[number], all_values[number], mask, layer.scale)
+                parts[number, :, row_numbers, :, places] = new[:, :, 1:]
+            mixed = _attended(by_heads[0], all_keys[number], all_values[number], mask, layer.scale)
             hidden = layer.behind_attention(hidden, mixed.transpose(1, 2).reshape(hidden.shape))
         return self._ln_f(hidden).view(embedded.shape)
 
@@ -85,7 +105,7 @@ class OperatorForward:
 def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Return (rows, heads, tokens, size) of the same; the new tokens are the last of the keys."""
     tokens = query.shape[2]
-    if tokens == 1:
+    if tokens == 1 or mask is not None:
         return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
     is_usual = query.device.type != "cpu" or query.dtype == torch.float32
     if tokens == keys.shape[2] and is_usual:

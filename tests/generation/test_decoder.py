@@ -14,6 +14,7 @@ from transformers import AddedToken, GPT2LMHeadModel, PreTrainedTokenizerFast
 from gptcli.generation import decoder as decoding
 from gptcli.generation.decoder import Decoder, Finished, NewToken, Request, TextStream
 from gptcli.generation.sampling import Sampling
+from gptcli.models import decoding_forward, step_graphs
 from gptcli.models.decoding_forward import DecodingForward, KeysAndValues
 from gptcli.training.device import multiplies_int8
 
@@ -97,6 +98,15 @@ def varied_model(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     return model
 
 
+@pytest.fixture(params=["any size", "few sizes"])
+def step_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as they are done here, and in the few sizes in which a GPU replays them."""
+    if request.param == "few sizes":
+        monkeypatch.setattr(decoding_forward, "_RECORDED_ON", ("cpu",))
+        monkeypatch.setattr(step_graphs, "SMALLEST_END", 8)
+
+
+@pytest.mark.usefixtures("step_sizes")
 @pytest.mark.parametrize("prompt_ids", PROMPTS, ids=len)
 def test_greedy_equals_generate_of_hugging_face(
     varied_model: GPT2LMHeadModel, prompt_ids: list[int]
@@ -232,6 +242,7 @@ def varied_requests() -> list[Request]:
     ]
 
 
+@pytest.mark.usefixtures("step_sizes")
 @pytest.mark.parametrize("max_rows", [1, 3, 32])
 def test_prompts_of_any_length_together_give_what_each_gives_in_hugging_face(
     varied_model: GPT2LMHeadModel, max_rows: int, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +257,7 @@ def test_prompts_of_any_length_together_give_what_each_gives_in_hugging_face(
         assert made.reasons[0] == ("length" if request.max_new_tokens <= room else "context")
 
 
+@pytest.mark.usefixtures("step_sizes")
 @pytest.mark.parametrize("is_int8", [False, pytest.param(True, marks=needs_int8)])
 def test_a_text_does_not_depend_on_those_that_are_made_beside_it(
     varied_model: GPT2LMHeadModel, is_int8: bool, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +328,7 @@ def test_requests_are_read_a_part_at_a_time(
 # The end of the context
 
 
+@pytest.mark.usefixtures("step_sizes")
 def test_a_text_that_slides_goes_on_behind_the_last_half_of_the_context(
     varied_model: GPT2LMHeadModel,
 ) -> None:
@@ -332,6 +345,7 @@ def test_a_text_that_slides_goes_on_behind_the_last_half_of_the_context(
     assert made.tokens[0] == ids[3:]
 
 
+@pytest.mark.usefixtures("step_sizes")
 def test_texts_that_slide_are_the_same_together_and_alone(varied_model: GPT2LMHeadModel) -> None:
     requests = [Request([number], 50 + number) for number in range(5)]
     alone = [make_all(varied_model, [one], slides=True)[0] for one in requests]
@@ -341,6 +355,7 @@ def test_texts_that_slide_are_the_same_together_and_alone(varied_model: GPT2LMHe
 # Guessing from what stands before
 
 
+@pytest.mark.usefixtures("step_sizes")
 @pytest.mark.parametrize("slides", [False, True])
 def test_a_text_that_repeats_itself_takes_fewer_steps_and_no_token_differs(
     model: GPT2LMHeadModel, slides: bool, monkeypatch: pytest.MonkeyPatch
