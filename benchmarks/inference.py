@@ -3,6 +3,8 @@
     make bench-inference                   # Environments of their own, then all works: an hour.
     python benchmarks/inference.py one-stream file --quick
     python benchmarks/inference.py --device cuda --vllm-python PATH
+    python benchmarks/inference.py one-stream sixteen-streams --device cuda --peers ""
+                                           # Replayed steps beside direct ones alone: a few minutes.
 
 All sides continue the same prompts, pieces of real text, by the likeliest tokens, with the same weights:
 a GPT-2 of 124M parameters and random weights (harness_model.py), unless --model names others. The token
@@ -28,7 +30,9 @@ startup          whole processes: `--help` beside that of litgpt and transformer
                  weights. The files are in the disk's cache.
 
 CTranslate2, llama.cpp and vLLM run as they come, with as many threads as gptcli. A side that is not
-there is named and left out.
+there is named and left out. On a GPU, streams are made by gptcli with direct steps, too, beside gptcli
+as it comes, which records steps and replays them (gptcli/models/step_graphs.py); the time to record
+them is part of its time.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ from harness_model import random_model
 from inference_sides import (
     CTRANSLATE2_INT8,
     GPTCLI_BF16,
+    GPTCLI_DIRECT,
     GPTCLI_FP32,
     GPTCLI_INT8,
     LLAMA_CPP_Q8_0,
@@ -104,9 +109,17 @@ WANTED = {
     "file": (Wanted(GPTCLI_BF16, TRANSFORMERS_BF16, 3.0),),
     "prompt": (Wanted(GPTCLI_BF16, TRANSFORMERS_BF16, 1.5),),
 }
+REPLAYED = {
+    "one-stream": (Wanted(GPTCLI_BF16, GPTCLI_DIRECT, 2.0),),
+    "sixteen-streams": (Wanted(GPTCLI_BF16, GPTCLI_DIRECT, 1.5),),
+}
 # On a GPU, where gptcli has no int8.
 WANTED_ON_GPU = {
-    name: (Wanted(GPTCLI_BF16, TRANSFORMERS_BF16, 1.0), Wanted(GPTCLI_BF16, VLLM_BF16, 1.0))
+    name: (
+        *REPLAYED.get(name, ()),
+        Wanted(GPTCLI_BF16, TRANSFORMERS_BF16, 1.0),
+        Wanted(GPTCLI_BF16, VLLM_BF16, 1.0),
+    )
     for name in WANTED
 }
 # Those that run also where nothing is wanted of them.
@@ -519,6 +532,8 @@ def read_options() -> argparse.Namespace:
     ):
         if not set(given) <= set(there):
             parser.error(f"there is {', '.join(there)}, but not all of {', '.join(given)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA GPU here. Nothing was measured.")
     for path in (options.text, options.tokenizer):
         if not path.exists():
             sys.exit(f"{path} is not there; give --text and --tokenizer. Nothing was measured.")

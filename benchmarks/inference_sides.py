@@ -38,8 +38,10 @@ class Side:
         return ", ".join(part for part in (self.program, self.precision, self.flags) if part)
 
 
-STATIC_CACHE, PROMPT_LOOKUP = "static cache", "prompt lookup"
+STATIC_CACHE, PROMPT_LOOKUP, DIRECT_STEPS = "static cache", "prompt lookup", "direct steps"
 GPTCLI_INT8, GPTCLI_BF16 = Side("gptcli", "int8"), Side("gptcli", "bf16")
+# What a GPU is asked for operator by operator, with no step replayed.
+GPTCLI_DIRECT = Side("gptcli", "bf16", DIRECT_STEPS)
 GPTCLI_FP32 = Side("gptcli", "fp32")
 TRANSFORMERS_BF16, TRANSFORMERS_FP32 = Side("transformers", "bf16"), Side("transformers", "fp32")
 TRANSFORMERS_STATIC = Side("transformers", "bf16", STATIC_CACHE)
@@ -110,9 +112,12 @@ class Gptcli:
     def __init__(self, job: Job) -> None:
         from gptcli.config.schema import GenerationSettings, RuntimeSettings
         from gptcli.hub import quiet_libraries
+        from gptcli.models import step_graphs
         from gptcli.pipelines.generate import Generator
 
         quiet_libraries()
+        if job.side.flags == DIRECT_STEPS:
+            step_graphs.DIRECT_STEPS = sys.maxsize
         runtime = {"device": job.device, "precision": job.side.precision, "threads": job.threads}
         self._generator = Generator(
             job.model, GenerationSettings(), RuntimeSettings.model_validate(runtime), seed=None

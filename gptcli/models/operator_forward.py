@@ -1,6 +1,6 @@
 """GPT-2's layers and head for new tokens by torch's operators, on any device.
 
-No mask is made where all rows have the same length.
+No mask is made where all rows have the same length, but for steps that are recorded (step_graphs).
 """
 
 from __future__ import annotations

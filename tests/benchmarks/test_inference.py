@@ -116,6 +116,15 @@ def test_starts_are_compared_round_by_round(module: Module) -> None:
     ]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_without_a_gpu_nothing_is_measured_on_one(
+    module: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["inference.py", "one-stream", "--device", "cuda", "--peers", ""])
+    with pytest.raises(SystemExit, match=r"^torch sees no CUDA GPU here. Nothing was measured.$"):
+        module("inference").read_options()
+
+
 # Sides.
 
 
