@@ -148,7 +148,7 @@ void write_transposed(const Row* numbers, const float* factors, int64_t size, co
             }
             unit.transpose();
             for (int64_t line = 0; line < std::min<int64_t>(UNIT, tokens.count - first - n); line++)
-                memcpy(tokens[first + n + line] + i, &unit.lines[line], sizeof unit.lines[line]);
+                write_line(unit.lines[line], tokens[first + n + line] + i);
         }
 }
 
@@ -157,7 +157,9 @@ void write(const Row* numbers, float factor, int64_t size, const Tokens& tokens,
     for (int64_t n = 0; n < std::min<int64_t>(BLOCK, tokens.count - first); n++)
         for (int64_t i = 0; i < size; i += 2 * LANES) {
             const float* some = numbers[i / TILE * BLOCK + n] + i % TILE;
-            round_neighbours(load(some) * factor, load(some + LANES) * factor, (uint32_t*)(tokens[first + n] + i));
+            Words line;
+            round_neighbours(load(some) * factor, load(some + LANES) * factor, (uint32_t*)&line);
+            write_line(line, tokens[first + n] + i);
         }
 }
 
@@ -336,7 +338,7 @@ bool attend(const Attention& attention) {
     const bool has_pass = fits([&] { pass.reset(new Pass(attention)); });
 #pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < attention.sequences * attention.heads; pair++)
-        if (has_pass) pass->attend(pair);
+        if (has_pass) pass->attend(pair), finish_lines();
     return has_pass;
 }
 

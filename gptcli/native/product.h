@@ -235,13 +235,10 @@ struct Division {
     int64_t blocks() const { return parts_of(rows, block_rows) * blocks_of_columns(); }
 };
 
-// Write 32 numbers to a line of memory of their own, which need not be read for that.
 inline void write_line(Floats first, Floats second, Bfloat16* line) {
-#ifdef __AVX512BF16__
-    _mm512_stream_si512((__m512i*)line, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
-#else
-    round_neighbours(first, second, (uint32_t*)line);
-#endif
+    Words words;
+    round_neighbours(first, second, (uint32_t*)&words);
+    write_line(words, line);
 }
 
 inline void write_line(Floats first, Floats second, float* line) { store(first, line), store(second, line + LANES); }
@@ -295,9 +292,7 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
             }
         }
     }
-#ifdef __AVX512BF16__
-    _mm_sfence();
-#endif
+    finish_lines();
 }
 
 void transpose_square(Unit* units) {

@@ -264,6 +264,23 @@ inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
 #endif
 }
 
+// Write a line of memory, which need not be read for that where it is one. It is there for other threads after finish_lines.
+inline void write_line(Words words, Bfloat16* place) {
+#ifdef __AVX512F__
+    if ((uintptr_t)place % sizeof words == 0) {
+        _mm512_stream_si512((__m512i*)place, (__m512i)words);
+        return;
+    }
+#endif
+    memcpy(place, &words, sizeof words);
+}
+
+inline void finish_lines() {
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
+
 struct alignas(64) Unit {
     Words lines[UNIT];
 
