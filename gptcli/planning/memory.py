@@ -24,7 +24,7 @@ LEFT_IN_PIECES = {"fp32": 0.35, "bf16": 0.4, "fp16": 0.4}
 PLAIN_ATTENTION_TOKENS, KEPT_WEIGHTS_TOKENS = 2048, 256
 # Rows whose scores over the vocabulary are there at once, and on a CPU, scores that are in float32 at
 # once and words of a slice of the vocabulary (training/loss.py).
-HEAD_ROWS = {"cpu": 1024, "cuda": 4096, "mps": 4096}
+HEAD_ROWS = {"cpu": 2048, "cuda": 4096, "mps": 4096}
 SCORES_AT_ONCE = 2**20
 WORDS_AT_ONCE = 2**13
 # micro_batch_size: auto keeps what a step holds on to below this many numbers on a CPU, but for so many

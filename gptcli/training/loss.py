@@ -21,7 +21,7 @@ from gptcli.native import product as native_product
 from gptcli.native.loss import NativeLoss
 
 # Rows whose scores are in memory at once: more need fewer sums over the weight's gradient.
-ROWS = {"cpu": 1024}
+ROWS = {"cpu": 2048}
 ROWS_GPU = 4096
 # Scores of which a CPU without compiled code (native.loss) makes probabilities at once, in float32: few
 # enough for its cache.
