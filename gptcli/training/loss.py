@@ -48,7 +48,7 @@ def summed_head_loss(
     targets: (sequences, tokens). Products are made in the type of autocast, all else in float32.
     A sum, not a mean: micro-batches with different numbers of targets add up to the batch's mean only
     when they are divided by the number of targets of the whole batch.
-    gradient: the one that the backward pass is going to begin with. Others are taken too, but later.
+    gradient: the one that the backward pass is going to begin with; with another it takes longer.
     """
     asked = targets.flatten() != IGNORED
     rows, chosen = hidden.flatten(0, 1), targets.flatten()
