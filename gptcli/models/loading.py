@@ -114,14 +114,20 @@ def model_class(kind: Kind) -> Any:
 
 
 def load_model(
-    name: str, device: torch.device, dtype: torch.dtype, kind: Kind = "language-modelling"
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kind: Kind = "language-modelling",
+    found: FoundModel | None = None,
 ) -> LoadedModel:
     """Return the GPT-2 that `name` stands for: a model folder, a run, a checkpoint, or a hub name.
+
+    found: what `name` leads to, if that has been looked for.
 
     Only safetensors are read and no code of the model's author is run. Raises ModelError if it is no
     whole GPT-2 of this kind, EnvironmentProblem if it is not here and the hub cannot be reached.
     """
-    found = find_model(name)
+    found = found or find_model(name)
     if found.kind != kind:
         raise ModelError(f"{name} {_WHAT_TO_DO[kind, found.kind]}.")
     return load_found(found, device, dtype)
@@ -202,7 +208,11 @@ class FoundModel:
 
 def find_model(name: str) -> FoundModel:
     """Return where `name` leads and what is there. Raises as `load_model` does."""
-    folder, checkpoint = model_folder(name)
+    return find_model_in(name, *model_folder(name))
+
+
+def find_model_in(name: str, folder: Path | None, checkpoint: Path | None) -> FoundModel:
+    """Return what is there. folder, checkpoint: from `model_folder`, which reads all of the latter."""
     if folder is None:
         use_cache_if_unreachable()
         source = name

@@ -22,6 +22,7 @@ from gptcli.models.loading import (
     HEADS,
     WEIGHTS,
     LoadedModel,
+    find_model_in,
     load_model,
     model_folder,
     read_weights,
@@ -86,7 +87,7 @@ def load_for_decoding(
     model = None if folder is None else plain_model(folder, device, dtype, weights_file)
     if folder is None or model is None:
         quiet_libraries()
-        return load_model(name, device, dtype)
+        return load_model(name, device, dtype, found=find_model_in(name, folder, checkpoint))
     tokenizer = None if is_for_chat else plain_tokenizer(folder)
     if tokenizer is None:
         quiet_libraries()

@@ -20,7 +20,8 @@ from gptcli.data.batches import IGNORED
 from gptcli.native import product as native_product
 from gptcli.native.loss import NativeLoss
 
-# Rows whose scores are in memory at once: more need fewer sums over the weight's gradient.
+# Rows whose scores are in memory at once: with more, the weight is laid out less often and fewer sums
+# go over its gradient.
 ROWS = {"cpu": 2048}
 ROWS_GPU = 4096
 # Scores of which a CPU without compiled code (native.loss) makes probabilities at once, in float32: few
