@@ -1,8 +1,8 @@
 // Products of large matrices in bfloat16.
 //
 // What the matrix unit is given must come from the nearest caches, or it waits most of the time. Both matrices are first laid
-// out in slabs of 32 rows, and along the length in chunks: two slabs' chunks fit the first cache. The sums of a block of
-// outputs, and what a chunk of the left matrix has for it, fit the second one.
+// out in slabs of 32 rows, and along the length in chunks. A chunk of the right slab stays in the first cache; those of the left
+// slabs are read past it, from the second one, which they and the sums of a block of outputs fit.
 //
 // Each output is one thread's, and its sum has one order: how many threads there are changes nothing.
 
@@ -14,9 +14,10 @@
 
 namespace {
 
-constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;   // Rows; outputs of two slabs.
-constexpr int64_t CHUNK_WORDS = 128;                   // 16 KiB of a slab.
+constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;      // Rows; outputs of two slabs.
+constexpr int64_t CHUNK_WORDS = 192;                      // At most. 24 KiB of a slab.
 constexpr int64_t BLOCK_ROWS = 384, BLOCK_COLUMNS = 384;  // At most. 576 KiB of sums.
+constexpr int64_t LARGE = 1 << 23;                        // Numbers of a matrix that, laid out, leaves the caches.
 
 // What is given to GPT-2's activation function; what it returns is multiplied.
 struct Activated {
@@ -61,12 +62,19 @@ inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1)
 
 // ---- Laying out
 
-// Where a unit begins, of 16 rows by 32 numbers.
-inline Unit* unit_of(const Matrix& matrix, int64_t length, int64_t row, int64_t place) {
-    const int64_t words = parts_of(length, 2 * LANES) * LANES, word = place / 2, first = word / CHUNK_WORDS * CHUNK_WORDS;
-    const int64_t chunk_words = std::min(CHUNK_WORDS, words - first), slabs = parts_of(matrix.rows, SLAB);
-    const int64_t slab_start = first * slabs * SLAB + row / SLAB * SLAB * chunk_words;
-    return (Unit*)(matrix.slabs + slab_start + (word - first) * SLAB + row % SLAB * LANES);
+// How the length is divided, in words: into chunks of about one size, in whole vectors.
+struct Chunks {
+    const int64_t words, size;
+
+    explicit Chunks(int64_t length)
+        : words(parts_of(length, 2 * LANES) * LANES),
+          size(words ? parts_of(words, parts_of(words, CHUNK_WORDS) * LANES) * LANES : 0) {}
+    int64_t size_at(int64_t first) const { return std::min(size, words - first); }
+};
+
+// Where a slab's chunk begins.
+inline uint32_t* chunk_of(const Matrix& matrix, const Chunks& chunks, int64_t row, int64_t first) {
+    return matrix.slabs + first * parts_of(matrix.rows, SLAB) * SLAB + row / SLAB * SLAB * chunks.size_at(first);
 }
 
 // Whether tiles can be read from where the matrix lies. At a distance of 2 KiB, rows are in each other's way in the first cache.
@@ -114,23 +122,34 @@ inline void take(const Matrix& matrix, int64_t length, int64_t row, int64_t plac
 template <class Number>
 void lay_out(const Matrix& matrix, int64_t length, int64_t first, int64_t end, bool are_rows, float* totals) {
     std::vector<float> sums(totals ? (end - first) * SLAB : 0);
-    const auto lay_out_unit = [&](int64_t row, int64_t place) {
-        Unit& unit = *unit_of(matrix, length, row, place);
-        take<Number>(matrix, length, row, place, are_rows, unit);
+    const bool is_large = matrix.rows * length >= LARGE;
+    const Chunks chunks(length);
+    const auto lay_out_unit = [&](int64_t row, int64_t first_word, int64_t word) {
+        uint32_t* chunk = chunk_of(matrix, chunks, row, first_word);
+        Unit& there = *(Unit*)(chunk + (word - first_word) * SLAB + row % SLAB * LANES);
+        Unit made, &unit = is_large ? made : there;
+        take<Number>(matrix, length, row, 2 * word, are_rows, unit);
+        if (is_large)
+            for (int line = 0; line < UNIT; line++) write_line(unit.lines[line], &there.lines[line]);
         if (!totals) return;
         float* of_rows = sums.data() + row - first * SLAB;
         Floats sum = load(of_rows);
         for (const Words& line : unit.lines) sum += (Floats)(line << 16) + (Floats)(line & 0xffff0000u);
         store(sum, of_rows);
     };
+    const auto for_words = [&](const auto& work) {
+        for (int64_t first_word = 0; first_word < chunks.words; first_word += chunks.size)
+            for (int64_t word = first_word; word < first_word + chunks.size_at(first_word); word += LANES) work(first_word, word);
+    };
+    const auto for_rows = [&](const auto& work) {
+        for (int64_t row = first * SLAB; row < end * SLAB; row += UNIT) work(row);
+    };
     // In the order in which the matrix lies in memory.
-    if (matrix.stride == 1) {
-        for (int64_t row = first * SLAB; row < end * SLAB; row += UNIT)
-            for (int64_t place = 0; place < length; place += 2 * LANES) lay_out_unit(row, place);
-    } else {
-        for (int64_t place = 0; place < length; place += 2 * LANES)
-            for (int64_t row = first * SLAB; row < end * SLAB; row += UNIT) lay_out_unit(row, place);
-    }
+    if (matrix.stride == 1)
+        for_rows([&](int64_t row) { for_words([&](int64_t chunk, int64_t word) { lay_out_unit(row, chunk, word); }); });
+    else
+        for_words([&](int64_t chunk, int64_t word) { for_rows([&](int64_t row) { lay_out_unit(row, chunk, word); }); });
+    finish_lines();
     if (totals) std::copy_n(sums.data(), std::min(end * SLAB, matrix.rows) - first * SLAB, totals + first * SLAB);
 }
 
@@ -155,10 +174,21 @@ struct Distances {
     int64_t row, vector, slab;
 };
 
+// What is read ahead while a square is multiplied, some lines with each vector: all at once, they would keep its tiles waiting.
+// Of what lies behind the end, nothing comes: no harm is done.
+struct Ahead {
+    const uint32_t* words;
+    int64_t lines;
+
+    void read_some() {
+        for (int64_t line = 0; line < lines; line++, words += LANES) __builtin_prefetch(words, 0, 2);
+    }
+};
+
 // Compute the products of two slabs' chunks, as four units of outputs: the right matrix' two of each unit of rows.
 template <bool ADDS>
 inline void multiply_square(const uint32_t* left, Distances distances, const uint32_t* right, int64_t words, float* sums,
-                            const Amx& amx) {
+                            Ahead next_left, Ahead next_right, const Amx& amx) {
 #if defined(__AMX_INT8__) && defined(__AMX_BF16__)
     if (amx.is_there) {
         constexpr int STRIDE = 4 * LANES;
@@ -177,10 +207,11 @@ inline void multiply_square(const uint32_t* left, Distances distances, const uin
         const uint32_t* left_below = left + UNIT * distances.row;
         const int64_t left_stride = 4 * distances.row;
         for (int64_t word = 0; word < words; word += LANES) {
-            _tile_loadd(4, left, left_stride);
+            next_left.read_some(), next_right.read_some();
+            _tile_stream_loadd(4, left, left_stride);
             _tile_loadd(6, right, STRIDE);
             _tile_loadd(7, right + UNIT_WORDS, STRIDE);
-            _tile_loadd(5, left_below, left_stride);
+            _tile_stream_loadd(5, left_below, left_stride);
             _tile_dpbf16ps(0, 4, 6);
             _tile_dpbf16ps(1, 4, 7);
             _tile_dpbf16ps(2, 5, 6);
@@ -241,7 +272,9 @@ inline void write_line(Floats first, Floats second, Bfloat16* line) {
     write_line(words, line);
 }
 
-inline void write_line(Floats first, Floats second, float* line) { store(first, line), store(second, line + LANES); }
+inline void write_line(Floats first, Floats second, float* lines) {
+    write_line((Words)first, lines), write_line((Words)second, lines + LANES);
+}
 
 // Write the outputs of a slab of rows.
 template <class Number>
@@ -300,47 +333,43 @@ void transpose_square(Unit* units) {
     std::swap(units[1], units[2]);
 }
 
-// Of what lies behind the end, nothing comes: no harm is done.
-inline void read_ahead(const uint32_t* words, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(words + i, 0, 2);
-}
-
 void multiply_block(const Product& product, const Division& division, int64_t block, float* sums, const Amx& amx) {
     const int64_t first_row = block / division.blocks_of_columns() * division.block_rows;
     const int64_t first_column = block % division.blocks_of_columns() * division.block_columns;
     const int64_t rows = std::min(division.block_rows, division.rows - first_row);
     const int64_t columns = std::min(division.block_columns, division.columns - first_column);
-    const int64_t words = parts_of(product.length, 2 * LANES) * LANES;
-    if (!words) std::fill(sums, sums + rows * columns * SQUARE, 0);
+    const Chunks chunks(product.length);
+    if (!chunks.words) std::fill(sums, sums + rows * columns * SQUARE, 0);
     // The first row of a column that is computed.
     const auto top = [&](int64_t column) {
         return product.is_symmetric ? std::max<int64_t>(0, first_column + column - first_row) : 0;
     };
     if (top(0) >= rows) return;
     const bool is_left_laid_out = is_laid_out(product.left, product.length);
-    for (int64_t word = 0; word < words; word += CHUNK_WORDS) {
-        const int64_t chunk_words = std::min(CHUNK_WORDS, words - word), slab_words = chunk_words * SLAB;
-        const uint32_t* left = (uint32_t*)unit_of(product.left, product.length, first_row * SLAB, 2 * word);
+    for (int64_t word = 0; word < chunks.words; word += chunks.size) {
+        const int64_t chunk_words = chunks.size_at(word), slab_words = chunk_words * SLAB;
+        const uint32_t* left = chunk_of(product.left, chunks, first_row * SLAB, word);
         Distances distances = {LANES, SLAB * LANES, slab_words};
         if (is_left_laid_out) {
             const int64_t row_words = product.left.row_stride / 2;
             left = (const uint32_t*)product.left.numbers + first_row * SLAB * row_words + word;
             distances = {row_words, LANES, SLAB * row_words};
         }
-        const uint32_t* right = (uint32_t*)unit_of(product.right, product.length, first_column * SLAB, 2 * word);
-        // What comes next is read ahead, as much for each square as makes the whole in the end.
+        const uint32_t* right = chunk_of(product.right, chunks, first_column * SLAB, word);
+        // What comes next is read ahead, with each square as much as makes the whole in the end.
         const uint32_t *next_left = left + division.rows * slab_words, *next_chunk = right + division.columns * slab_words;
-        const int64_t left_words = is_left_laid_out ? 0 : parts_of(slab_words, columns), right_words = parts_of(slab_words, rows);
+        const int64_t left_lines = is_left_laid_out ? 0 : parts_of(SLAB, columns), right_lines = parts_of(SLAB, rows);
         for (int64_t column = 0; column < columns; column++, right += slab_words) {
             const uint32_t* next_right = column + 1 < columns ? right + slab_words : next_chunk;
             for (int64_t row = top(column); row < rows; row++) {
+                const uint32_t* its_left = left + row * distances.slab;
+                const Ahead ahead_left = {next_left + (column * rows + row) * left_lines * chunk_words, left_lines};
+                const Ahead ahead_right = {next_right + row * right_lines * chunk_words, right_lines};
                 float* square = sums + (column * rows + row) * SQUARE;
-                read_ahead(next_left + (column * rows + row) * left_words, left_words);
-                read_ahead(next_right + row * right_words, right_words);
                 if (word)
-                    multiply_square<true>(left + row * distances.slab, distances, right, chunk_words, square, amx);
+                    multiply_square<true>(its_left, distances, right, chunk_words, square, ahead_left, ahead_right, amx);
                 else
-                    multiply_square<false>(left + row * distances.slab, distances, right, chunk_words, square, amx);
+                    multiply_square<false>(its_left, distances, right, chunk_words, square, ahead_left, ahead_right, amx);
             }
         }
     }

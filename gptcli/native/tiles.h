@@ -265,7 +265,7 @@ inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
 }
 
 // Write a line of memory, which need not be read for that where it is one. It is there for other threads after finish_lines.
-inline void write_line(Words words, Bfloat16* place) {
+inline void write_line(Words words, void* place) {
 #ifdef __AVX512F__
     if ((uintptr_t)place % sizeof words == 0) {
         _mm512_stream_si512((__m512i*)place, (__m512i)words);

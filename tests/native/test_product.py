@@ -66,9 +66,9 @@ def assert_near(found: Tensor, left: Tensor, right: Tensor, added: Tensor | None
     assert ((found.double() - expected).abs() <= 1.01 * tolerance).all()
 
 
-# Around units of 16 and slabs of 32 rows, chunks of 256 numbers, and blocks of 512 by 384 outputs.
+# Around units of 16 and slabs of 32 rows, chunks of up to 384 numbers, and blocks of 384 by 384 outputs.
 @pytest.mark.parametrize("width", [5, 48, 391])
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 255, 256, 257, 700])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 383, 384, 385, 800])
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 65, 513])
 def test_products_are_those_of_float64(rows: int, length: int, width: int) -> None:
     left, right = random(rows, length), random(length, width, seed=1)
@@ -82,6 +82,18 @@ def test_products_are_those_of_float64(rows: int, length: int, width: int) -> No
         assert_near(found[0], left, right)
         # Where numbers lie, and whether they are rounded already, changes nothing.
         assert all(torch.equal(outputs, found[0]) for outputs in found)
+
+
+@pytest.mark.parametrize("lay_right", [contiguous, transposed])
+def test_a_matrix_too_large_for_caches_is_laid_out_the_same(lay_right: Layout) -> None:
+    left, right = random(33, 64), random(64, 2**17 + 5, seed=1).bfloat16()
+    outputs, totals = torch.full((33, 2**17 + 5), math.nan), torch.empty(2**17 + 5)
+    multiply(left, lay_right(right), outputs, right_totals=totals)
+    assert_near(outputs, left, right)
+    # As those of a part that is not as large.
+    of_part = torch.empty(2**12)
+    multiply(left, lay_right(right[:, : 2**12]), torch.empty(33, 2**12), right_totals=of_part)
+    assert torch.equal(totals[: 2**12], of_part)
 
 
 @pytest.mark.parametrize("layouts", list(itertools.product([part_of_a_wider_one, spread], repeat=2)))
