@@ -2,6 +2,8 @@
 //
 // A row of scores is read from memory once: what is computed from it again, it still lies in the cache for.
 
+#include <omp.h>
+
 #include "tiles.h"
 
 namespace {
@@ -13,11 +15,12 @@ struct Slice {
     int64_t width, stride;
 };
 
-// Compute the loss of a row in nats. is_learning: put its gradient, times a factor, in the place of the scores.
+// Compute the loss of a row in nats. powers: space for a number of each word, or nothing; then the gradient, times a factor, is
+// put in the place of the scores.
 //
 // The loss is the cross-entropy with a target of 1 - smoothing for the chosen word, and of smoothing / vocabulary for all.
 template <class Number>
-double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t chosen, double smoothing, bool is_learning,
+double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t chosen, double smoothing, float* powers,
             float factor) {
     // Not -INFINITY: less itself, that would be no number.
     float greatest = std::numeric_limits<float>::lowest();
@@ -33,58 +36,70 @@ double lose(const Slice<Number>* slices, int64_t count, int64_t row, int64_t cho
         if (vocabulary <= chosen && chosen < vocabulary + slice->width) its_place = scores + chosen - vocabulary;
         vocabulary += slice->width;
     }
-    double exponentials = 0, distances = 0;
+    double sum = 0, distances = 0;
+    float* of_slice = powers;
     for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
         const Number* scores = slice->scores + row * slice->stride;
         Floats some = {}, their_distances = {};
         int64_t i = 0;
         for (; i + LANES <= slice->width; i += LANES) {
-            const Floats distance = load(scores + i) - greatest;
-            some += exponential(distance), their_distances += distance;
+            __builtin_prefetch(scores + slice->stride + i, 0, 2);  // The next row.
+            const Floats distance = load(scores + i) - greatest, power = exponential(distance);
+            some += power, their_distances += distance;
+            if (powers) store(power, of_slice + i);
         }
         for (; i < slice->width; i++) {
-            const float distance = number(scores[i]) - greatest;
-            some[0] += exponential(distance), their_distances[0] += distance;
+            const float distance = number(scores[i]) - greatest, power = exponential(distance);
+            some[0] += power, their_distances[0] += distance;
+            if (powers) of_slice[i] = power;
         }
-        exponentials += total(some), distances += total(their_distances);
+        if (powers) of_slice += slice->width;
+        sum += total(some), distances += total(their_distances);
     }
-    const double log_sum = std::log(exponentials), of_each = smoothing / vocabulary;
-    const float log_less = float(log_sum), less = float(of_each), its_distance = number(*its_place) - greatest;
-    if (is_learning) {
+    const double of_each = smoothing / vocabulary;
+    const float part = float(1 / sum), less = float(of_each), its_distance = number(*its_place) - greatest;
+    if (powers) {
+        of_slice = powers;
         for (const Slice<Number>* slice = slices; slice < slices + count; slice++) {
             Number* scores = slice->scores + row * slice->stride;
             int64_t i = 0;
-            for (; i + LANES <= slice->width; i += LANES)
-                store((exponential(load(scores + i) - greatest - log_less) - less) * factor, scores + i);
-            for (; i < slice->width; i++)
-                store((exponential(number(scores[i]) - greatest - log_less) - less) * factor, scores + i);
+            for (; i + LANES <= slice->width; i += LANES) store((load(of_slice + i) * part - less) * factor, scores + i);
+            for (; i < slice->width; i++) store((of_slice[i] * part - less) * factor, scores + i);
+            of_slice += slice->width;
         }
-        store((exponential(its_distance - log_less) - less - float(1 - smoothing)) * factor, its_place);
+        store((powers[chosen] * part - less - float(1 - smoothing)) * factor, its_place);
     }
-    return log_sum - (1 - smoothing) * its_distance - (smoothing ? of_each * distances : 0);
+    return std::log(sum) - (1 - smoothing) * its_distance - (smoothing ? of_each * distances : 0);
 }
 
 template <class Number>
-void lose_all(const Slice<Number>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
-              bool is_learning, float factor, double* losses, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-        losses[row] = lose(slices, count, row, chosen[row], smoothing, is_learning, factor);
+void lose_all(const Slice<Number>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing, float* powers,
+              float factor, double* losses, int threads) {
+    int64_t vocabulary = 0;
+    for (const Slice<Number>* slice = slices; slice < slices + count; slice++) vocabulary += slice->width;
+#pragma omp parallel num_threads(threads)
+    {
+        float* its_powers = powers ? powers + omp_get_thread_num() * vocabulary : nullptr;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            losses[row] = lose(slices, count, row, chosen[row], smoothing, its_powers, factor);
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// chosen, losses: (rows). Each row's loss is computed by one thread: how many there are changes nothing.
+// chosen, losses: (rows). powers: space, (threads, vocabulary), or nothing where gradients are not wanted. Each row's loss is
+// computed by one thread: how many there are changes nothing.
 void gptcli_loss_float32(const Slice<float>* slices, int64_t count, const int64_t* chosen, int64_t rows, double smoothing,
-                         int is_learning, float factor, double* losses, int threads) {
-    lose_all(slices, count, chosen, rows, smoothing, is_learning, factor, losses, threads);
+                         float* powers, float factor, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, powers, factor, losses, threads);
 }
 
 void gptcli_loss_bfloat16(const Slice<Bfloat16>* slices, int64_t count, const int64_t* chosen, int64_t rows,
-                          double smoothing, int is_learning, float factor, double* losses, int threads) {
-    lose_all(slices, count, chosen, rows, smoothing, is_learning, factor, losses, threads);
+                          double smoothing, float* powers, float factor, double* losses, int threads) {
+    lose_all(slices, count, chosen, rows, smoothing, powers, factor, losses, threads);
 }
 
 // torch converts first, and then adds.

@@ -58,6 +58,8 @@ class NativeLoss:
             raise IndexError(f"a target is not in 0..{vocabulary - 1}")
         chosen = chosen.contiguous()
         losses = torch.empty(rows, dtype=torch.float64)
+        threads = torch.get_num_threads()
+        powers = torch.empty(threads, vocabulary) if is_learning else None
         function = getattr(self._kernels, f"gptcli_loss_{_DTYPES[self._dtype]}")
         function(
             (_Slice * len(slices))(
@@ -67,10 +69,10 @@ class NativeLoss:
             c_void_p(chosen.data_ptr()),
             c_int64(rows),
             c_double(smoothing),
-            int(is_learning),
+            c_void_p(None if powers is None else powers.data_ptr()),
             c_float(factor),
             c_void_p(losses.data_ptr()),
-            torch.get_num_threads(),
+            threads,
         )
         return losses.sum()
 
