@@ -97,7 +97,7 @@ struct Update {
                 return are_rows ? of_rows(from, rows, columns, slabs) : of_columns(from, columns, slabs);
             };
             Product product = {};
-            product.scale = 1, product.format = BFLOAT16;
+            product.scale = 1, product.format = BFLOAT16, product.outputs_stay = true;
             // With itself, the smaller way.
             product.left = of_matrix(!is_tall, left_slabs.start), product.right = of_matrix(!is_tall, right_slabs.start);
             product.length = std::max(rows, columns), product.outputs = gram.start, product.output_stride = size;

@@ -56,6 +56,7 @@ struct Product {
     Bfloat16* activated;  // Given what the activation function makes of outputs in bfloat16.
     float scale, added_scale;
     int64_t is_symmetric;  // Then what is above the diagonal is not computed but copied.
+    int64_t outputs_stay;  // In the caches, as they are read next.
 };
 
 inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -266,14 +267,14 @@ struct Division {
     int64_t blocks() const { return parts_of(rows, block_rows) * blocks_of_columns(); }
 };
 
-inline void write_line(Floats first, Floats second, Bfloat16* line) {
+inline void write_line(Floats first, Floats second, Bfloat16* line, bool stays) {
     Words words;
     round_neighbours(first, second, (uint32_t*)&words);
-    write_line(words, line);
+    write_line(words, line, stays);
 }
 
-inline void write_line(Floats first, Floats second, float* lines) {
-    write_line((Words)first, lines), write_line((Words)second, lines + LANES);
+inline void write_line(Floats first, Floats second, float* lines, bool stays) {
+    write_line((Words)first, lines, stays), write_line((Words)second, lines + LANES, stays);
 }
 
 // Write the outputs of a slab of rows.
@@ -308,9 +309,10 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
                     if (residual) numbers[half] += load(residual + i);
                     if (product.adds) numbers[half] += load(outputs + i);
                 }
-                write_line(numbers[0], numbers[1], outputs + column);
+                const bool stays = product.outputs_stay;
+                write_line(numbers[0], numbers[1], outputs + column, stays);
                 if (activated)
-                    write_line(tanh_gelu(rounded(numbers[0])), tanh_gelu(rounded(numbers[1])), activated + column);
+                    write_line(tanh_gelu(rounded(numbers[0])), tanh_gelu(rounded(numbers[1])), activated + column, stays);
                 continue;
             }
             for (int64_t i = 0; i < std::min<int64_t>(SLAB, end - column); i++) {

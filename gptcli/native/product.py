@@ -53,6 +53,7 @@ class _Product(ctypes.Structure):
         ("scale", c_float),
         ("added_scale", c_float),
         ("is_symmetric", c_int64),
+        ("outputs_stay", c_int64),
     )
 
 

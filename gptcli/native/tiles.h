@@ -264,10 +264,11 @@ inline void round_neighbours(Floats first, Floats second, uint32_t* place) {
 #endif
 }
 
-// Write a line of memory, which need not be read for that where it is one. It is there for other threads after finish_lines.
-inline void write_line(Words words, void* place) {
+// Write a line of memory, which need not be read for that where it is one and goes past the caches. stays: in them, to be read
+// soon. It is there for other threads after finish_lines.
+inline void write_line(Words words, void* place, bool stays = false) {
 #ifdef __AVX512F__
-    if ((uintptr_t)place % sizeof words == 0) {
+    if (!stays && (uintptr_t)place % sizeof words == 0) {
         _mm512_stream_si512((__m512i*)place, (__m512i)words);
         return;
     }
