@@ -67,7 +67,7 @@ OTHER_SCALE = "attend<{}>([&] {{ Attention other = *attention; other.scale *= 2;
         ("attention", "attend<Backward>(*attention", OTHER_SCALE.format("Backward")),
         ("forward", "tanh_gelu(value)", "std::max(value, 0.0f)"),
         # The loss, its gradients, and sums of them.
-        ("loss", "return log_sum -", "return 1.001 * log_sum -"),
+        ("loss", "return std::log(sum) -", "return 1.001 * std::log(sum) -"),
         ("loss", "- less - float(1 - smoothing)", "- less"),
         ("loss", "sums[i] += number(", "sums[i] = number("),
         *(
