@@ -14,7 +14,6 @@
 
 namespace {
 
-constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;      // Rows; outputs of two slabs.
 constexpr int64_t CHUNK_WORDS = 192;                      // At most. 24 KiB of a slab.
 constexpr int64_t BLOCK_ROWS = 384, BLOCK_COLUMNS = 384;  // At most. 576 KiB of sums.
 constexpr int64_t LARGE = 1 << 23;                        // Numbers of a matrix that, laid out, leaves the caches.
@@ -58,8 +57,6 @@ struct Product {
     int64_t is_symmetric;  // Then what is above the diagonal is not computed but copied.
     int64_t outputs_stay;  // In the caches, as they are read next.
 };
-
-inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // ---- Laying out
 
@@ -169,75 +166,6 @@ void lay_out(const Product& product, int part, int parts) {
 }
 
 // ---- Multiplying
-
-// How far it is, in words, from a row to the next, to the words behind, and to the next slab.
-struct Distances {
-    int64_t row, vector, slab;
-};
-
-// What is read ahead while a square is multiplied, some lines with each vector: all at once, they would keep its tiles waiting.
-// Of what lies behind the end, nothing comes: no harm is done.
-struct Ahead {
-    const uint32_t* words;
-    int64_t lines;
-
-    void read_some() {
-        for (int64_t line = 0; line < lines; line++, words += LANES) __builtin_prefetch(words, 0, 2);
-    }
-};
-
-// Compute the products of two slabs' chunks, as four units of outputs: the right matrix' two of each unit of rows.
-template <bool ADDS>
-inline void multiply_square(const uint32_t* left, Distances distances, const uint32_t* right, int64_t words, float* sums,
-                            Ahead next_left, Ahead next_right, const Amx& amx) {
-#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
-    if (amx.is_there) {
-        constexpr int STRIDE = 4 * LANES;
-        asm volatile("" ::: "memory");  // Compilers do not see that tiles are loaded from memory.
-        if (ADDS) {
-            _tile_loadd(0, sums, STRIDE);
-            _tile_loadd(1, sums + UNIT_WORDS, STRIDE);
-            _tile_loadd(2, sums + 2 * UNIT_WORDS, STRIDE);
-            _tile_loadd(3, sums + 3 * UNIT_WORDS, STRIDE);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-        }
-        const uint32_t* left_below = left + UNIT * distances.row;
-        const int64_t left_stride = 4 * distances.row;
-        for (int64_t word = 0; word < words; word += LANES) {
-            next_left.read_some(), next_right.read_some();
-            _tile_stream_loadd(4, left, left_stride);
-            _tile_loadd(6, right, STRIDE);
-            _tile_loadd(7, right + UNIT_WORDS, STRIDE);
-            _tile_stream_loadd(5, left_below, left_stride);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-            left += distances.vector, left_below += distances.vector, right += SLAB * LANES;
-        }
-        _tile_stored(0, sums, STRIDE);
-        _tile_stored(1, sums + UNIT_WORDS, STRIDE);
-        _tile_stored(2, sums + 2 * UNIT_WORDS, STRIDE);
-        _tile_stored(3, sums + 3 * UNIT_WORDS, STRIDE);
-        return;
-    }
-#endif
-    if (!ADDS) std::fill(sums, sums + SQUARE, 0);
-    for (int64_t word = 0; word < words; word += LANES)
-        for (int half = 0; half < 2; half++)
-            for (int row = 0; row < SLAB; row++) {
-                float* place = sums + (row / UNIT * 2 + half) * UNIT_WORDS + row % UNIT * LANES;
-                const uint32_t* inputs = left + word / LANES * distances.vector + row * distances.row;
-                const Words* weights = (const Words*)(right + word * SLAB + half * UNIT_WORDS);
-                Floats sum = load(place);
-                for (int i = 0; i < LANES; i++) sum = add_products(sum, inputs[i], weights[i]);
-                store(sum, place);
-            }
-}
 
 template <class Number>
 struct Space {

@@ -151,7 +151,7 @@ inline Floats whole(Floats x) {
 }
 
 // values * 2^n, but 0 where is_there is not set; n: whole.
-inline Floats scaled(Floats values, Floats n, __mmask16 is_there = 0xffff) {
+inline Floats scaled(Floats values, Floats n, __mmask16 is_there) {
     return (Floats)_mm512_maskz_scalef_ps(is_there, (__m512)values, (__m512)n);
 }
 #endif
@@ -183,20 +183,36 @@ inline Floats exponential(Floats x) {
 #endif
 }
 
-// 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): in vectors to 18 bits, which is for what is rounded to 8. |x| <= 8.
+// 2^x to 18 bits, which is for what is rounded to 8: 2^floor(x) 2^r, r between 0 and 1. x: less than 127.
+inline Floats power_of_2(Floats x) {
+#ifdef __AVX512DQ__
+    const Floats r = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    constexpr float TO_INTEGER = 12582912;  // 1.5 * 2^23: to this, floats are whole numbers.
+    const Floats shifted = (x - 0.5f) + TO_INTEGER, r = x - (shifted - TO_INTEGER);
+#endif
+    // The polynomial whose greatest relative error is least.
+    Floats p = 0.0135341679f * r + 0.0520114606f;
+    p = p * r + 0.241442757f;
+    p = p * r + 0.693003834f;
+    p = p * r + 1.00000259f;
+#ifdef __AVX512DQ__
+    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    return x < -126 ? Floats{} : (Floats)((Ints)p + ((Ints)shifted << 23));  // Below, numbers are smaller than normal ones.
+#endif
+}
+
+// 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3). |x| <= 8.
 inline float tanh_gelu_share(float x) { return 1 / (1 + exponential(x * (-1.5957691216f - 0.0713548163f * x * x))); }
 
 inline Floats tanh_gelu_share(Floats x) {
+    const Floats divisor = 1 + power_of_2(x * (-2.3022082f - 0.10294324f * x * x));
 #ifdef __AVX512F__
-    const Floats power = x * (-2.3022082f - 0.10294324f * x * x), n = whole(power), r = power - n;  // Of 2.
-    Floats p = 0.009570097f * r + 0.055917863f;
-    p = p * r + 0.24024745f;
-    p = p * r + 0.69312181f;
-    p = p * r + 0.99999926f;
-    const Floats divisor = 1 + scaled(p, n), some = (Floats)_mm512_rcp14_ps((__m512)divisor);
+    const Floats some = (Floats)_mm512_rcp14_ps((__m512)divisor);
     return some * (2 - divisor * some);  // Newton's iteration: twice the bits.
 #else
-    return 1 / (1 + exponential(x * (-1.5957691216f - 0.0713548163f * x * x)));
+    return 1 / divisor;
 #endif
 }
 
@@ -216,6 +232,8 @@ inline Values tanh_gelu_slope(Values x) {
 }
 
 // ---- Places of words
+
+inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Where the words of a token begin, of which there are `words`. LANES lie together, the next ones UNIT_WORDS behind.
 inline int64_t place_of(int64_t token, int64_t words) { return token / UNIT * UNIT * words + token % UNIT * LANES; }
@@ -334,11 +352,10 @@ inline Ints add_products(Ints sums, uint32_t inputs, Words weights) {
 #endif
 }
 
-// Compute the sums of COUNT tokens. ADDS: to what is there.
-template <int COUNT, class Sums, bool ADDS, class Number>
+// Compute the sums of COUNT tokens.
+template <int COUNT, class Sums, class Number>
 inline void multiply_few(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     Sums sums[COUNT][VECTORS] = {};
-    if (ADDS) memcpy(sums, outputs, sizeof sums);
     for (int64_t begin = 0; begin < words; begin += LANES, inputs += UNIT_WORDS, weights += VECTORS * LANES)
         for (int word = 0; word < LANES; word++)
             for (int vector = 0; vector < VECTORS; vector++) {
@@ -379,22 +396,17 @@ struct Amx {
         _tile_dpbf16ps(sums, inputs, weights); \
     else                                       \
         _tile_dpbusd(sums, inputs, weights);
-#define BEGIN_SUMS(tile, outputs)                \
-    if (ADDS)                                    \
-        _tile_loadd(tile, (outputs), 4 * TILE);  \
-    else                                         \
-        _tile_zero(tile);
 // Compilers do not see either that tiles are loaded from memory.
 #define WRITE_ALL_TO_MEMORY asm volatile("" ::: "memory");
 
 // Compute the sums of a unit: four tiles beside each other.
-template <class Sums, bool ADDS, class Number>
+template <class Sums, class Number>
 inline void multiply_unit(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     WRITE_ALL_TO_MEMORY
-    BEGIN_SUMS(0, outputs[0])
-    BEGIN_SUMS(1, outputs[0] + LANES)
-    BEGIN_SUMS(2, outputs[0] + 2 * LANES)
-    BEGIN_SUMS(3, outputs[0] + 3 * LANES)
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int64_t word = 0; word < words; word += LANES, inputs += UNIT_WORDS, weights += LANES * VECTORS) {
         for (int line = 0; line < LANES * VECTORS; line++) __builtin_prefetch(weights + LANES * VECTORS + line);
         _tile_loadd(4, inputs, 4 * LANES);
@@ -414,16 +426,16 @@ inline void multiply_unit(const uint32_t* inputs, const Words* weights, int64_t 
 }
 
 // Compute the sums of two units: two by two tiles, first for one half of the outputs, then for the other.
-template <class Sums, bool ADDS, class Number>
+template <class Sums, class Number>
 inline void multiply_two_units(const uint32_t* inputs, const Words* weights, int64_t words, Number (*outputs)[TILE]) {
     WRITE_ALL_TO_MEMORY
     for (int half = 0; half < VECTORS; half += 2) {
         const uint32_t *one = inputs, *other = inputs + UNIT * words;
         const Words* some = weights + half * LANES;
-        BEGIN_SUMS(0, outputs[0] + half * LANES)
-        BEGIN_SUMS(1, outputs[0] + (half + 1) * LANES)
-        BEGIN_SUMS(2, outputs[UNIT] + half * LANES)
-        BEGIN_SUMS(3, outputs[UNIT] + (half + 1) * LANES)
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
         for (int64_t word = 0; word < words; word += LANES) {
             _tile_loadd(4, one, 4 * LANES);
             _tile_loadd(6, some, 4 * LANES);
@@ -442,37 +454,108 @@ inline void multiply_two_units(const uint32_t* inputs, const Words* weights, int
     }
 }
 #undef ADD_PRODUCTS
-#undef BEGIN_SUMS
 #undef WRITE_ALL_TO_MEMORY
 #else
 struct Amx {
     const bool is_there = false;
 };
-template <class Sums, bool ADDS, class Number>
+template <class Sums, class Number>
 inline void multiply_unit(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
-template <class Sums, bool ADDS, class Number>
+template <class Sums, class Number>
 inline void multiply_two_units(const uint32_t*, const Words*, int64_t, Number (*)[TILE]) {}
 #endif
 
 // Compute the sums of some of `count` tokens, and return of how many; of what stands behind these, nothing is to be read.
-// ADDS: to what is there.
-template <class Sums, bool ADDS = false, class Number>
+template <class Sums, class Number>
 inline int64_t multiply_some(const uint32_t* inputs, int64_t count, const Words* weights, int64_t words,
                              Number (*outputs)[TILE], const Amx& amx) {
     // AMX always computes a unit. Of bytes, a single token is faster without.
     if (amx.is_there && (count > 1 || std::is_same<Sums, Floats>::value)) {
         if (count > UNIT)
-            multiply_two_units<Sums, ADDS>(inputs, weights, words, outputs);
+            multiply_two_units<Sums>(inputs, weights, words, outputs);
         else
-            multiply_unit<Sums, ADDS>(inputs, weights, words, outputs);
+            multiply_unit<Sums>(inputs, weights, words, outputs);
         return std::min<int64_t>(count, MANY);
     }
     if (count >= FEW) {
-        multiply_few<FEW, Sums, ADDS>(inputs, weights, words, outputs);
+        multiply_few<FEW, Sums>(inputs, weights, words, outputs);
         return FEW;
     }
-    multiply_few<1, Sums, ADDS>(inputs, weights, words, outputs);
+    multiply_few<1, Sums>(inputs, weights, words, outputs);
     return 1;
+}
+
+// ---- Products of slabs
+
+constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;  // Rows; outputs of two slabs.
+
+// How far it is, in words, from a row to the next, to the words behind, and to the next slab.
+struct Distances {
+    int64_t row, vector, slab;
+};
+
+// What is read ahead while a square is multiplied, some lines with each vector: all at once, they would keep its tiles waiting.
+// Of what lies behind the end, nothing comes: no harm is done.
+struct Ahead {
+    const uint32_t* words;
+    int64_t lines;
+
+    void read_some() {
+        for (int64_t line = 0; line < lines; line++, words += LANES) __builtin_prefetch(words, 0, 2);
+    }
+};
+
+// Compute the products of two slabs' chunks, as four units of outputs: the right matrix' two of each unit of rows.
+template <bool ADDS>
+inline void multiply_square(const uint32_t* left, Distances distances, const uint32_t* right, int64_t words, float* sums,
+                            Ahead next_left, Ahead next_right, const Amx& amx) {
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+    if (amx.is_there) {
+        constexpr int STRIDE = 4 * LANES;
+        asm volatile("" ::: "memory");  // Compilers do not see that tiles are loaded from memory.
+        if (ADDS) {
+            _tile_loadd(0, sums, STRIDE);
+            _tile_loadd(1, sums + UNIT_WORDS, STRIDE);
+            _tile_loadd(2, sums + 2 * UNIT_WORDS, STRIDE);
+            _tile_loadd(3, sums + 3 * UNIT_WORDS, STRIDE);
+        } else {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        const uint32_t* left_below = left + UNIT * distances.row;
+        const int64_t left_stride = 4 * distances.row;
+        for (int64_t word = 0; word < words; word += LANES) {
+            next_left.read_some(), next_right.read_some();
+            _tile_stream_loadd(4, left, left_stride);
+            _tile_loadd(6, right, STRIDE);
+            _tile_loadd(7, right + UNIT_WORDS, STRIDE);
+            _tile_stream_loadd(5, left_below, left_stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+            left += distances.vector, left_below += distances.vector, right += SLAB * LANES;
+        }
+        _tile_stored(0, sums, STRIDE);
+        _tile_stored(1, sums + UNIT_WORDS, STRIDE);
+        _tile_stored(2, sums + 2 * UNIT_WORDS, STRIDE);
+        _tile_stored(3, sums + 3 * UNIT_WORDS, STRIDE);
+        return;
+    }
+#endif
+    if (!ADDS) std::fill(sums, sums + SQUARE, 0);
+    for (int64_t word = 0; word < words; word += LANES)
+        for (int half = 0; half < 2; half++)
+            for (int row = 0; row < SLAB; row++) {
+                float* place = sums + (row / UNIT * 2 + half) * UNIT_WORDS + row % UNIT * LANES;
+                const uint32_t* inputs = left + word / LANES * distances.vector + row * distances.row;
+                const Words* weights = (const Words*)(right + word * SLAB + half * UNIT_WORDS);
+                Floats sum = load(place);
+                for (int i = 0; i < LANES; i++) sum = add_products(sum, inputs[i], weights[i]);
+                store(sum, place);
+            }
 }
 
 }  // namespace

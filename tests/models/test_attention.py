@@ -157,11 +157,19 @@ def _kernel() -> None:
     skip_without_compiled_code("attention")
 
 
-# Whole blocks of 64 queries, and not; widths of whole tiles of 64 numbers, and not.
+# Whole blocks of 64 keys, and not; more queries than are added up at once; widths of 32 numbers and many.
 @pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "width"),
-    [(1, 2, 1, 32), (3, 64, 2, 32), (2, 65, 3, 64), (1, 256, 2, 96), (2, 333, 2, 64), (1, 512, 3, 128)],
+    [
+        (1, 2, 1, 32),
+        (3, 64, 2, 32),
+        (2, 65, 3, 64),
+        (1, 256, 2, 96),
+        (2, 333, 2, 64),
+        (1, 512, 3, 128),
+        (1, 600, 1, 64),
+    ],
 )
 def test_compiled_code_is_as_exact_as_torch_in_bfloat16(
     batch: int, tokens: int, heads: int, width: int, monkeypatch: pytest.MonkeyPatch
