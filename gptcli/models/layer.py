@@ -54,7 +54,7 @@ class _Layer(torch.autograd.Function):
         inputs = inputs.contiguous()
         outputs, kept = native_layer.forward(inputs, weights, sizes)
         ctx.save_for_backward(inputs, *kept, *weights)
-        ctx.sizes, ctx.kept = sizes, len(kept)
+        ctx.sizes, ctx.kept, ctx.parameters = sizes, len(kept), weights
         return outputs
 
     @staticmethod
@@ -62,8 +62,14 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, *others = ctx.saved_tensors
         kept, weights = others[: ctx.kept], others[ctx.kept :]
-        of_inputs, *of_weights = native_layer.backward(gradient, inputs, weights, ctx.sizes, kept)
-        return of_inputs, None, *of_weights
+        # Gradients of earlier micro-batches are added to as the new ones are written; torch would go
+        # over both again. As in models/embedding.py, autograd does not know of it.
+        earlier = [weight.grad for weight in ctx.parameters if weight.grad is not None]
+        adds = len(earlier) == len(weights) and all(ctx.needs_input_grad[2:])
+        of_weights = earlier if adds else [torch.empty_like(weight) for weight in weights]
+        arguments = (gradient, inputs, weights, ctx.sizes, kept, of_weights)
+        of_inputs = native_layer.backward(*arguments, adds=adds)
+        return of_inputs, None, *([None] * len(weights) if adds else of_weights)
 
 
 def use_fast_layers(model: Any, precision: str, *, is_compiled: bool) -> None:

@@ -46,6 +46,7 @@ struct Layer {
     // Gradients.
     const float* of_outputs;
     float* of_inputs;
+    int64_t adds;  // Those of weights to what is there.
 
     int64_t rows() const { return sequences * tokens; }
 };
@@ -143,6 +144,7 @@ void normalize_backward(const Layer& layer, const Norm& norm, const float* input
             of_weight += load(sums + part * 2 * width + i);
             of_bias += load(sums + (part * 2 + 1) * width + i);
         }
+        if (layer.adds) of_weight += load(norm.of_weight + i), of_bias += load(norm.of_bias + i);
         store(of_weight, norm.of_weight + i), store(of_bias, norm.of_bias + i);
     }
 }
@@ -184,10 +186,11 @@ Product gradient_of_inputs(const Linear& linear, int64_t rows, Rows gradients, R
 }
 
 // And that of the bias.
-Product gradient_of_weight(const Linear& linear, int64_t rows, Rows inputs, Rows gradients) {
+Product gradient_of_weight(const Layer& layer, const Linear& linear, Rows inputs, Rows gradients) {
     const Rows of_weight = exact(linear.of_weight, linear.outputs);
-    Product product = product_of(by_columns(inputs, linear.inputs), by_columns(gradients, linear.outputs), rows, of_weight);
-    product.right_totals = linear.of_bias;
+    const Matrix left = by_columns(inputs, linear.inputs), right = by_columns(gradients, linear.outputs);
+    Product product = product_of(left, right, layer.rows(), of_weight);
+    product.right_totals = linear.of_bias, product.adds = layer.adds;
     return product;
 }
 
@@ -294,16 +297,16 @@ int64_t backward(const Layer& layer, char* space, int threads) {
     Product through_activation = gradient_of_inputs(layer.mlp_output, rows, low(gradient, width), of_given);
     through_activation.slopes_at = layer.given;
     const Stage stages[] = {
-        {{gradient_of_weight(layer.mlp_output, rows, low(layer.given, inner, ACTIVATED), exact(layer.of_outputs, width)),
+        {{gradient_of_weight(layer, layer.mlp_output, low(layer.given, inner, ACTIVATED), exact(layer.of_outputs, width)),
           through_activation},
          workspace},
-        {{gradient_of_weight(layer.mlp_input, rows, low(normal, width), of_given),
+        {{gradient_of_weight(layer, layer.mlp_input, low(normal, width), of_given),
           gradient_of_inputs(layer.mlp_input, rows, of_given, exact(of_normal, width))},
          workspace},
-        {{gradient_of_weight(layer.attention_output, rows, low(layer.attended, width), exact(of_middle, width)),
+        {{gradient_of_weight(layer, layer.attention_output, low(layer.attended, width), exact(of_middle, width)),
           gradient_of_inputs(layer.attention_output, rows, low(gradient, width), low(of_attended, width))},
          workspace},
-        {{gradient_of_weight(layer.attention_input, rows, low(normal, width), of_parts),
+        {{gradient_of_weight(layer, layer.attention_input, low(normal, width), of_parts),
           gradient_of_inputs(layer.attention_input, rows, of_parts, exact(of_normal, width))},
          workspace},
     };

@@ -55,6 +55,7 @@ class _Layer(ctypes.Structure):
                 "of_inputs",
             )
         ),
+        ("adds", c_int64),
     )
 
 
@@ -90,19 +91,25 @@ def forward(inputs: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> tuple[Te
 
 
 def backward(
-    gradient: Tensor, inputs: Tensor, weights: Sequence[Tensor], sizes: Sizes, kept: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return the gradients of inputs and weights, in float32.
+    gradient: Tensor,
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    kept: Sequence[Tensor],
+    of_weights: Sequence[Tensor],
+    *,
+    adds: bool,
+) -> Tensor:
+    """Return the gradient of inputs, and put those of weights into `of_weights`; adds: to what is there.
 
-    gradient: of outputs, in float32. kept: what `forward` returned.
+    All are in float32. gradient: of outputs. kept: what `forward` returned.
     """
     gradient = gradient.contiguous()
     of_inputs = torch.empty_like(inputs)
-    of_weights = [torch.empty_like(weight) for weight in weights]
     layer, _ = _described(inputs, weights, sizes, of_weights, kept)
-    layer.of_outputs, layer.of_inputs = gradient.data_ptr(), of_inputs.data_ptr()
+    layer.of_outputs, layer.of_inputs, layer.adds = gradient.data_ptr(), of_inputs.data_ptr(), adds
     _run("gptcli_layer_backward", layer)
-    return [of_inputs, *of_weights]
+    return of_inputs
 
 
 def _described(
@@ -113,7 +120,8 @@ def _described(
     kept: Sequence[Tensor] = (),
 ) -> tuple[_Layer, Sequence[Tensor]]:
     """Return what compiled code is given, and tensors for what is kept for the backward pass."""
-    assert all(part.dtype == torch.float32 and part.is_contiguous() for part in (inputs, *weights))
+    exact = (inputs, *weights, *of_weights)
+    assert all(part.dtype == torch.float32 and part.is_contiguous() for part in exact)
     sequences, tokens, width = inputs.shape
     rows, inner = sequences * tokens, weights[8].shape[1]
     norm = (width,)

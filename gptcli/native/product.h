@@ -46,7 +46,7 @@ struct Product {
     void* outputs;  // (rows of left, rows of right)
     int64_t output_stride;
     Format format;  // Of outputs.
-    int64_t adds;
+    int64_t adds;                // Also right_totals.
     const float* bias;           // (rows of right).
     float* right_totals;         // (rows of right): given the sums along the length.
     // Of these, places are as those of outputs.
@@ -116,9 +116,9 @@ inline void take(const Matrix& matrix, int64_t length, int64_t row, int64_t plac
     if (are_taken_as_rows != are_rows) unit.transpose();
 }
 
-// Lay out the slabs from `first` to `end`. totals: of their rows, for words of each row.
+// Lay out the slabs from `first` to `end`. totals: given those of their rows, for words of each row; adds: to what is there.
 template <class Number>
-void lay_out(const Matrix& matrix, int64_t length, int64_t first, int64_t end, bool are_rows, float* totals) {
+void lay_out(const Matrix& matrix, int64_t length, int64_t first, int64_t end, bool are_rows, float* totals, bool adds) {
     std::vector<float> sums(totals ? (end - first) * SLAB : 0);
     const bool is_large = matrix.rows * length >= LARGE;
     const Chunks chunks(length);
@@ -148,21 +148,23 @@ void lay_out(const Matrix& matrix, int64_t length, int64_t first, int64_t end, b
     else
         for_words([&](int64_t chunk, int64_t word) { for_rows([&](int64_t row) { lay_out_unit(row, chunk, word); }); });
     finish_lines();
-    if (totals) std::copy_n(sums.data(), std::min(end * SLAB, matrix.rows) - first * SLAB, totals + first * SLAB);
+    if (!totals) return;
+    for (int64_t row = first * SLAB; row < std::min(end * SLAB, matrix.rows); row++)
+        totals[row] = sums[row - first * SLAB] + (adds ? totals[row] : 0);
 }
 
-void lay_out(const Matrix& matrix, int64_t length, int part, int parts, bool are_rows, float* totals) {
+void lay_out(const Matrix& matrix, int64_t length, int part, int parts, bool are_rows, float* totals, bool adds) {
     const int64_t slabs = parts_of(matrix.rows, SLAB), first = slabs * part / parts, end = slabs * (part + 1) / parts;
     if (first == end) return;
     const auto lay_out_part = matrix.format == FLOAT       ? lay_out<float>
                               : matrix.format == ACTIVATED ? lay_out<Activated>
                                                            : lay_out<Bfloat16>;
-    lay_out_part(matrix, length, first, end, are_rows, totals);
+    lay_out_part(matrix, length, first, end, are_rows, totals, adds);
 }
 
 void lay_out(const Product& product, int part, int parts) {
-    if (!is_laid_out(product.left, product.length)) lay_out(product.left, product.length, part, parts, true, nullptr);
-    lay_out(product.right, product.length, part, parts, false, product.right_totals);
+    if (!is_laid_out(product.left, product.length)) lay_out(product.left, product.length, part, parts, true, nullptr, false);
+    lay_out(product.right, product.length, part, parts, false, product.right_totals, product.adds);
 }
 
 // ---- Multiplying

@@ -79,7 +79,7 @@ def multiply(
     activated: Tensor | None = None,
     is_symmetric: bool = False,
 ) -> None:
-    """Put the product, plus the bias, into `outputs`; adds: to what is there.
+    """Put the product, plus the bias, into `outputs`; adds: to what is there, also in right_totals.
 
     left: (n, length). right: (length, m). outputs: (n, m). All in bfloat16 or float32, which is rounded
     to bfloat16 before it is multiplied; sums are in float32. bias: (m), in float32. right_totals: (m),

@@ -149,7 +149,9 @@ def _products_are_right() -> bool:
         [inputs @ weight + bias, F.gelu(inputs, approximate="tanh") @ weight],
         TOLERANCES[torch.bfloat16],
     ) and _are_near(
-        [of_weight, of_bias], [1 + inputs.T @ gradient, gradient.sum(0)], TOLERANCES[torch.float32]
+        [of_weight, of_bias],
+        [1 + inputs.T @ gradient, bias + gradient.sum(0)],
+        TOLERANCES[torch.float32],
     )
 
 

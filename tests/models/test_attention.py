@@ -157,7 +157,7 @@ def _kernel() -> None:
     skip_without_compiled_code("attention")
 
 
-# Whole blocks of 64 keys, and not; more queries than are added up at once; widths of 32 numbers and many.
+# Whole blocks of 64 keys, and not; more queries than are added up at once; widths of 32 and more.
 @pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "width"),

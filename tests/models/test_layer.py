@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
@@ -207,6 +208,29 @@ def test_what_is_frozen_gets_no_gradient_and_all_else_the_same() -> None:
         f"transformer.h.0.{name}" for name in ("ln_1.weight", "ln_1.bias", "mlp.c_fc.weight")
     }
     assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("frozen", ["", "ln_2.weight"])
+def test_gradients_of_micro_batches_add_up_to_those_of_torch_bit_for_bit(
+    frozen: str, is_checkpointed: bool
+) -> None:
+    _, block = layers()
+    micro_batches = [(torch.randn(2, 30, 64), torch.randn(2, 30, 64)) for _ in range(3)]
+    weights = dict(block.named_parameters())
+    with in_bfloat16():
+        alone = [with_gradients(block, *micro_batch)[1:] for micro_batch in micro_batches]
+        if frozen:
+            weights[frozen].requires_grad_(False).grad = torch.ones(64)
+        for (inputs, gradient), (of_input, *_) in zip(micro_batches, alone, strict=True):
+            given = inputs.clone().requires_grad_()
+            outputs = checkpoint(block, given, use_reentrant=False) if is_checkpointed else block(given)
+            outputs.backward(gradient)
+            assert given.grad is not None and torch.equal(given.grad, of_input)
+    for number, (name, weight) in enumerate(weights.items(), 1):
+        one, two, three = (gradients[number] for gradients in alone)
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, torch.ones(64) if name == frozen else one + two + three)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -121,7 +121,9 @@ def layer_passes() -> tuple[Call, Call]:
     weights, sizes = [*norm, *of_attention, *norm, *of_mlp], layer.Sizes(1, 1e-5, 0.1)
     outputs, kept = layer.forward(inputs, weights, sizes)
     forward = partial(layer.forward, inputs, weights, sizes)
-    return forward, partial(layer.backward, outputs, inputs, weights, sizes, kept)
+    of_weights = [torch.zeros_like(weight) for weight in weights]
+    backward = partial(layer.backward, outputs, inputs, weights, sizes, kept, of_weights, adds=True)
+    return forward, backward
 
 
 def step_of_muon() -> Call:

@@ -157,6 +157,9 @@ def test_totals_are_those_of_the_right_matrix_as_it_is_multiplied(
     multiply(left, layout(right), outputs, right_totals=room[32:-32])
     assert_near(outputs, left, right)
     assert_near(room[32:-32][None], torch.ones(1, length), right)
+    totals = room[32:-32].clone()
+    multiply(left, layout(right), outputs, right_totals=room[32:-32], adds=True)
+    assert torch.equal(room[32:-32], totals + totals)
     room[32:-32] = 7
     assert (room == 7).all()
 
