@@ -216,12 +216,13 @@ def compare(work: Work, sides: list[Side], options: argparse.Namespace) -> tuple
     started = time.monotonic()
     for number in range(options.rounds):
         begun = time.monotonic()
-        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-            rates[name] = max(rates[name], matrix_rate(dtype, work.device))
-        if work.device == "cuda":
-            torch.cuda.empty_cache()
         # Neither always comes first.
         for side in sides[:: -1 if number % 2 else 1]:
+            # Between all of them: a machine's clock comes and goes.
+            for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+                rates[name] = max(rates[name], matrix_rate(dtype, work.device))
+            if work.device == "cuda":
+                torch.cuda.empty_cache()
             found: Run | None = None
             try:
                 found = train(work, side, options.seconds)

@@ -117,7 +117,7 @@ void multiply_slabs(bool adds, const Unit* left, int64_t distance, int64_t slabs
                     const Amx& amx) {
     for (int64_t slab = 0; slab < slabs; slab++, left += distance, sums += SQUARE) {
         const auto multiply = adds ? multiply_square<true> : multiply_square<false>;
-        multiply((const uint32_t*)left, {LANES, SLAB * LANES, 0}, (const uint32_t*)right, steps * LANES, sums, {}, {}, amx);
+        multiply((const uint32_t*)left, {LANES, SLAB * LANES}, (const uint32_t*)right, steps * LANES, sums, {}, {}, amx);
     }
 }
 

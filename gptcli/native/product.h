@@ -281,11 +281,12 @@ void multiply_block(const Product& product, const Division& division, int64_t bl
     for (int64_t word = 0; word < chunks.words; word += chunks.size) {
         const int64_t chunk_words = chunks.size_at(word), slab_words = chunk_words * SLAB;
         const uint32_t* left = chunk_of(product.left, chunks, first_row * SLAB, word);
-        Distances distances = {LANES, SLAB * LANES, slab_words};
+        Distances distances = {LANES, SLAB * LANES};
+        int64_t left_slab = slab_words;
         if (is_left_laid_out) {
             const int64_t row_words = product.left.row_stride / 2;
             left = (const uint32_t*)product.left.numbers + first_row * SLAB * row_words + word;
-            distances = {row_words, LANES, SLAB * row_words};
+            distances = {row_words, LANES}, left_slab = SLAB * row_words;
         }
         const uint32_t* right = chunk_of(product.right, chunks, first_column * SLAB, word);
         // What comes next is read ahead, with each square as much as makes the whole in the end.
@@ -294,7 +295,7 @@ void multiply_block(const Product& product, const Division& division, int64_t bl
         for (int64_t column = 0; column < columns; column++, right += slab_words) {
             const uint32_t* next_right = column + 1 < columns ? right + slab_words : next_chunk;
             for (int64_t row = top(column); row < rows; row++) {
-                const uint32_t* its_left = left + row * distances.slab;
+                const uint32_t* its_left = left + row * left_slab;
                 const Ahead ahead_left = {next_left + (column * rows + row) * left_lines * chunk_words, left_lines};
                 const Ahead ahead_right = {next_right + row * right_lines * chunk_words, right_lines};
                 float* square = sums + (column * rows + row) * SQUARE;

@@ -489,9 +489,9 @@ inline int64_t multiply_some(const uint32_t* inputs, int64_t count, const Words*
 
 constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;  // Rows; outputs of two slabs.
 
-// How far it is, in words, from a row to the next, to the words behind, and to the next slab.
+// How far it is, in words, from a row to the next, and to the words behind.
 struct Distances {
-    int64_t row, vector, slab;
+    int64_t row, vector;
 };
 
 // What is read ahead while a square is multiplied, some lines with each vector: all at once, they would keep its tiles waiting.
