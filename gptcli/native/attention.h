@@ -106,12 +106,6 @@ inline uint32_t* row_of(Unit* units, int64_t distance, int64_t row) {
     return (uint32_t*)&units[row / SLAB * distance + row % SLAB / UNIT].lines[row % UNIT];
 }
 
-// Where the sums of a row begin; those of the other 16 outputs are a unit behind.
-template <class Number>
-inline Number* sums_of(Number* sums, int64_t row) {
-    return sums + row / UNIT * 2 * UNIT_WORDS + row % UNIT * LANES;
-}
-
 // Products of left slabs with a right one, over 32 numbers in each of `steps`. adds: to the sums that are there.
 void multiply_slabs(bool adds, const Unit* left, int64_t distance, int64_t slabs, const Unit* right, int64_t steps, float* sums,
                     const Amx& amx) {

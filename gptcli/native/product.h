@@ -217,7 +217,7 @@ void write(const Product& product, const float* sums, int64_t stride, int64_t fi
         const Bfloat16 *slopes_at = its(product.slopes_at), *added = its(product.added);
         const float* residual = its(product.residual);
         Bfloat16* activated = its(product.activated);
-        const float* of_row = sums + row / UNIT * 2 * UNIT_WORDS + row % UNIT * LANES;
+        const float* of_row = sums_of(sums, row);
         const bool are_lines = (uintptr_t)outputs % sizeof(Words) == 0;
         const auto read_next = [&](const auto* numbers, int64_t column) {
             const auto* next = numbers + product.output_stride + column;

@@ -489,6 +489,12 @@ inline int64_t multiply_some(const uint32_t* inputs, int64_t count, const Words*
 
 constexpr int SLAB = 2 * UNIT, SQUARE = SLAB * SLAB;  // Rows; outputs of two slabs.
 
+// Where the sums of a row begin in squares, one below the other; those of the other 16 outputs are a unit behind.
+template <class Number>
+inline Number* sums_of(Number* sums, int64_t row) {
+    return sums + row / UNIT * 2 * UNIT_WORDS + row % UNIT * LANES;
+}
+
 // How far it is, in words, from a row to the next, and to the words behind.
 struct Distances {
     int64_t row, vector;
@@ -547,11 +553,11 @@ inline void multiply_square(const uint32_t* left, Distances distances, const uin
 #endif
     if (!ADDS) std::fill(sums, sums + SQUARE, 0);
     for (int64_t word = 0; word < words; word += LANES)
-        for (int half = 0; half < 2; half++)
+        for (int side = 0; side < 2; side++)
             for (int row = 0; row < SLAB; row++) {
-                float* place = sums + (row / UNIT * 2 + half) * UNIT_WORDS + row % UNIT * LANES;
+                float* place = sums_of(sums, row) + side * UNIT_WORDS;
                 const uint32_t* inputs = left + word / LANES * distances.vector + row * distances.row;
-                const Words* weights = (const Words*)(right + word * SLAB + half * UNIT_WORDS);
+                const Words* weights = (const Words*)(right + word * SLAB + side * UNIT_WORDS);
                 Floats sum = load(place);
                 for (int i = 0; i < LANES; i++) sum = add_products(sum, inputs[i], weights[i]);
                 store(sum, place);
